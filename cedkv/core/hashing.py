@@ -1,0 +1,18 @@
+"""Content hashes of data: the same rows in the same order give the same hash on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def canonical_line(row: Mapping[str, Any]) -> str:
+    """One row as canonical JSON: sorted keys, no spaces, text unescaped. ``ValueError`` for NaN and infinity."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 (64 hex digits) over the canonical lines of ``rows``, in order, joined by newlines, as UTF-8."""
+    return hashlib.sha256("\n".join(map(canonical_line, rows)).encode()).hexdigest()
