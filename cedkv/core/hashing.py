@@ -9,10 +9,10 @@ from typing import Any
 
 
 def canonical_line(row: Mapping[str, Any]) -> str:
-    """One row as canonical JSON: sorted keys, no spaces, text unescaped. ``ValueError`` for NaN and infinity."""
+    """One row as canonical JSON: sorted keys, no spaces, text unescaped. NaN is a ``ValueError``."""
     return json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 (64 hex digits) over the canonical lines of ``rows``, in order, joined by newlines, as UTF-8."""
+    """SHA-256 (64 hex digits) over the canonical lines of ``rows``, in order, joined by newlines."""
     return hashlib.sha256("\n".join(map(canonical_line, rows)).encode()).hexdigest()

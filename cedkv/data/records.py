@@ -112,11 +112,11 @@ def hashes(corpus: Corpus) -> dict[str, dict[str, Any]]:
 
 
 def check_disjoint(corpus: Corpus) -> None:
-    """Raise ``UserError`` unless the parts fit together and share no prompt, compared by `normalised` content.
+    """Raise ``UserError`` unless the parts fit together and share no prompt by `normalised` content.
 
     Ids are unique within their part and every ON prompt names a document of the corpus. ON training and ON
-    evaluation share no (document, prompt). The OFF sets are distinct, each in itself and from one another, and no
-    OFF prompt is an ON prompt of any document.
+    evaluation share no (document, prompt). The OFF sets are distinct, each in itself and from one another,
+    and no OFF prompt is an ON prompt of any document.
     """
     for name, rows in corpus.parts().items():
         _check_ids(name, [row.id for row in rows])
@@ -130,9 +130,7 @@ def check_disjoint(corpus: Corpus) -> None:
 def _check_ids(name: str, ids: Sequence[str]) -> None:
     repeated = [key for key, times in Counter(ids).items() if times > 1]
     if repeated:
-        raise UserError(
-            f"{name}: id {repeated[0]!r} occurs more than once; ids are unique: rename one of them"
-        )
+        raise UserError(f"{name}: id {repeated[0]!r} occurs more than once; ids are unique: rename one")
 
 
 def _check_references(on: Iterable[OnPrompt], known: Collection[str]) -> None:
@@ -150,8 +148,8 @@ def _check_on_split(train: Iterable[OnPrompt], evaluation: Iterable[OnPrompt]) -
         other = seen.get((row.document, normalised(row.prompt)))
         if other is not None:
             raise UserError(
-                f"ON evaluation prompt {row.id!r} ({row.prompt!r}) is also ON training prompt {other!r} of document "
-                f"{row.document!r}; the two sets share no prompt: drop one of the two"
+                f"ON evaluation prompt {row.id!r} ({row.prompt!r}) is also ON training prompt {other!r} of "
+                f"document {row.document!r}; the two sets share no prompt: drop one of the two"
             )
 
 
@@ -163,12 +161,12 @@ def _check_off(sets: Mapping[str, Sequence[OffPrompt]], on: Mapping[str, str]) -
             here = f"{name} prompt {row.id!r}"
             if content in on:
                 raise UserError(
-                    f"{here} ({row.prompt!r}) is also ON prompt {on[content]}; an OFF prompt is OFF for every "
-                    "document: drop one of the two"
+                    f"{here} ({row.prompt!r}) is also ON prompt {on[content]}; an OFF prompt is OFF "
+                    "for every document: drop one of the two"
                 )
             if content in seen:
                 raise UserError(
-                    f"{here} ({row.prompt!r}) has the content of {seen[content]}; OFF prompts are distinct within "
-                    "and across sets: drop one of the two"
+                    f"{here} ({row.prompt!r}) has the content of {seen[content]}; OFF prompts are "
+                    "distinct within and across sets: drop one of the two"
                 )
             seen[content] = here
