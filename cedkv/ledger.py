@@ -1,0 +1,119 @@
+"""Every metric, tag and artifact name in the log. The one place: whoever writes or reads the log imports from here.
+
+Names without a slash are kept from the first plan of Phase 3; a prefix before a slash groups charts. Units stand beside
+each name. All values are logged as last-value or per-step metrics of an MLflow run.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA_VERSION: Final = "1"
+"""Version of everything in this file and of the artifacts' layout. A gate judges only the version it knows."""
+
+# ------------------------------------------------------------------------------------------------ atom types
+KEY: Final = "key"
+VALUE: Final = "value"
+CONTENT: Final = "content"
+NUMBER: Final = "number"
+FUNCTION: Final = "function"
+DELIMITER: Final = "delimiter"
+ATOM_TYPES: Final = (KEY, VALUE, CONTENT, NUMBER, FUNCTION, DELIMITER)
+
+# ------------------------------------------------------------------------------------- metrics, at every step
+LOSS: Final = "phase3_loss"  # nats, the weighted total
+LOSS_ON: Final = "phase3_loss_on"  # nats
+LOSS_OFF: Final = "phase3_loss_off"  # nats, CVaR over the minibatch of the configured train source
+LOSS_STR: Final = "phase3_loss_str"
+LAMBDA_OFF: Final = "lambda_off"
+TOPK: Final = "topk"  # candidates a slot may still mix
+STEPS_PER_SECOND: Final = "perf/steps_per_second"
+SECONDS_PREFIX: Final = "perf/seconds_"
+GRAD_NORM: Final = "train/grad_norm"
+EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fraction * pool / OFF training prompts
+NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
+ATOM_MASS_PREFIX: Final = "atom_mass/"
+DELIMITER_SLOT_MAX: Final = "atom_mass/delimiter_slot_max"  # largest delimiter mass of one slot, after the cap
+SLOT_MASS_ON: Final = "slot_mass/on"  # attention mass on the slots, ON prompts
+SLOT_MASS_OFF: Final = "slot_mass/off"
+
+# ---------------------------------------------------------------------- metrics, at every eval tick (all nats)
+P99_RAW: Final = "p99_raw"
+P99_EMA: Final = "p99_ema"
+P99_STRESS: Final = "off_delta_p99_stress"
+P99_TYPICAL: Final = "off_delta_p99_typical"
+MEAN_STRESS: Final = "off_delta_mean_stress"
+MAX_STRESS: Final = "off_delta_max_stress"
+P99_UPPER: Final = "off_delta_p99_upper"  # distribution-free 95 % upper bound
+WARN_CONSECUTIVE: Final = "warn/consecutive"  # ticks in a row over the limit
+WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
+
+# ---------------------------------------------------------------------------------- metrics, once at the end
+NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
+TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
+ON_ACC_BASE: Final = "on_acc_base"  # share of ON evaluation prompts, 0 to 1
+ON_ACC_STUDENT: Final = "on_acc_student"
+ON_ACC_TEACHER: Final = "on_acc_teacher"
+ON_GAIN: Final = "on_gain"  # on_acc_student - on_acc_base
+ON_GAIN_RECOVERED: Final = "on_gain_recovered"  # on_gain / (on_acc_teacher - on_acc_base)
+ON_LOGP_GAIN: Final = "on_logp_gain"  # nats per answer
+DELTA_ON_MEAN: Final = "delta_on_mean"  # nats per token, mean KL(student || base)
+REL_KL_TO_TEACHER: Final = "rel_kl_to_teacher"  # mean KL(teacher || student) / mean KL(teacher || base)
+
+# ------------------------------------------------------------------------------------------------------ tags
+TAG_SCHEMA: Final = "cedkv.schema"
+TAG_PHASE: Final = "cedkv.phase"
+TAG_CONFIG_HASH: Final = "cedkv.config_hash"
+TAG_GIT_COMMIT: Final = "cedkv.git_commit"
+TAG_GIT_DIRTY: Final = "cedkv.git_dirty"
+TAG_MODEL: Final = "cedkv.model_fingerprint"
+TAG_WORLD_SIZE: Final = "cedkv.world_size"
+TAG_POLICY_MODE: Final = "cedkv.policy_mode"
+TAG_STRICT_HF: Final = "cedkv.strict_hf"
+TAG_ENVIRONMENT: Final = "cedkv.environment"
+TAG_ERROR: Final = "cedkv.error"
+TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
+TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"
+TAG_HASH_DOCUMENTS: Final = "cedkv.hash.documents"
+TAG_HASH_ON_TRAIN: Final = "cedkv.hash.on_train"
+TAG_HASH_ON_EVAL: Final = "cedkv.hash.on_eval"
+TAG_HASH_OFF_TRAIN: Final = "cedkv.hash.off_train"
+TAG_HASH_STRESS: Final = "cedkv.hash.stress"
+TAG_HASH_SEALED: Final = "cedkv.hash.sealed"
+TAG_EXPLORE_DEFAULT: Final = "phase3_explore"  # the configured name is phase3.milestone.explore.flag
+
+SOURCE_FIXED: Final = "fixed_stress_eval"
+"""The one source a gate and the dual accept."""
+TRUE: Final = "true"
+PHASE_BASELINE: Final = "2"
+PHASE_TRAINED: Final = "3"
+
+# ------------------------------------------------------------------------------------------------- artifacts
+CONFIG_RESOLVED: Final = "config/resolved.yaml"
+STRESS_SET: Final = "data/stress_set.jsonl"
+DATA_SPEC: Final = "data/spec.json"
+TABLE_STRESS: Final = "tables/off_stress.jsonl"
+TABLE_ON: Final = "tables/on_eval.jsonl"
+STRESS_TOP: Final = "off_stress_top.json"
+LAMBDA_TRACE: Final = "lambda_off_trace.json"
+TOPK_TRACE: Final = "topk_schedule_trace.json"
+LOSS_CURVE: Final = "loss_curve.json"
+WARN_TRACE: Final = "phase3_constraint_warn_trace.json"
+ATOM_TYPE_MASS: Final = "atom_type_mass.json"
+MEMORY_TENSORS: Final = "memory/memory.safetensors"
+MEMORY_META: Final = "memory/memory.json"
+REPORT_MARKDOWN: Final = "report/report.md"
+REPORT_JSON: Final = "report/report.json"
+FIGURES: Final = "figures/training.html"
+
+
+def atom_mass(atom_type: str) -> str:
+    """Metric name of the mixture mass on one atom type (mean over slots, 0 to 1)."""
+    if atom_type not in ATOM_TYPES:
+        raise ValueError(f"atom type {atom_type!r} is not one of {', '.join(ATOM_TYPES)}")
+    return ATOM_MASS_PREFIX + atom_type
+
+
+def seconds(part: str) -> str:
+    """Metric name of the wall time one part of a step took, in seconds, e.g. ``seconds("stress_eval")``."""
+    return SECONDS_PREFIX + part
