@@ -6,9 +6,7 @@ here as NaN, and an artifact that is absent or unreadable arrives as ``None`` wi
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +77,3 @@ class RunRecord:
     stress_table: tuple[StressRow, ...] | None = None
     on_table: tuple[OnRow, ...] | None = None
     problems: tuple[str, ...] = ()
-
-
-def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 (64 hex digits) of rows as canonical JSON lines, in the order given.
-
-    Canonical: sorted keys, no spaces, UTF-8 kept as is, one ``\\n`` between lines and none at the end.
-    """
-    lines = (json.dumps(dict(row), sort_keys=True, ensure_ascii=False, separators=(",", ":")) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
