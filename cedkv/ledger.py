@@ -30,10 +30,10 @@ TOPK: Final = "topk"  # candidates a slot may still mix
 STEPS_PER_SECOND: Final = "perf/steps_per_second"
 SECONDS_PREFIX: Final = "perf/seconds_"
 GRAD_NORM: Final = "train/grad_norm"
-EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fraction * pool / OFF training prompts
+EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fraction * pool / OFF prompts
 NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
 ATOM_MASS_PREFIX: Final = "atom_mass/"
-DELIMITER_SLOT_MAX: Final = "atom_mass/delimiter_slot_max"  # largest delimiter mass of one slot, after the cap
+DELIMITER_SLOT_MAX: Final = "atom_mass/delimiter_slot_max"  # largest delimiter mass of a slot, after the cap
 SLOT_MASS_ON: Final = "slot_mass/on"  # attention mass on the slots, ON prompts
 SLOT_MASS_OFF: Final = "slot_mass/off"
 

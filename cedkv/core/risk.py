@@ -33,7 +33,9 @@ def cvar(values: Tensor, tail_fraction: float) -> Tensor:
     tensor(4.)
     """
     if not 0.0 < tail_fraction <= 1.0:
-        raise ValueError(f"tail_fraction is {tail_fraction}; it is a share of the samples: give a value in (0, 1]")
+        raise ValueError(
+            f"tail_fraction is {tail_fraction}; it is a share of the samples: give a value in (0, 1]"
+        )
     if values.ndim != 1 or values.numel() == 0 or not values.is_floating_point():
         raise ValueError(
             f"values is {values.dtype} of shape {list(values.shape)}; CVaR needs a non-empty floating point [n]: "

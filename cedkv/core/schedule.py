@@ -17,7 +17,9 @@ def topk_at(progress: float, schedule: Sequence[int], milestones: Sequence[float
     [32, 16, 16, 4]
     """
     if len(schedule) != len(milestones) or not schedule:
-        raise ValueError(f"{len(schedule)} values of k for {len(milestones)} milestones; give one milestone for each k")
+        raise ValueError(
+            f"{len(schedule)} values of k for {len(milestones)} milestones; give one milestone for each k"
+        )
     rising = all(earlier < later for earlier, later in pairwise(milestones))
     if milestones[0] != 0 or not rising:
         raise ValueError(f"milestones are {list(milestones)}; they start at 0 and rise")

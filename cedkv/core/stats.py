@@ -77,7 +77,9 @@ def _sorted(values: Iterable[float]) -> list[float]:
         raise ValueError("values is empty; an order statistic needs at least one measurement")
     missing = sum(math.isnan(value) for value in ordered)
     if missing:
-        raise ValueError(f"{missing} of {len(ordered)} values are NaN; a NaN has no rank: find out why it was measured")
+        raise ValueError(
+            f"{missing} of {len(ordered)} values are NaN; a NaN has no rank: find out why it was measured"
+        )
     ordered.sort()
     return ordered
 

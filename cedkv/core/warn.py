@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WarnState:
-    """``consecutive`` ticks over the limit so far; ``triggered``: patience is exhausted at this tick; ``onset``: this
-    is the first tick of the row at which it is."""
+    """Where the watch stands after a tick.
+
+    ``consecutive``: ticks in a row over the limit so far; ``triggered``: patience is exhausted at this tick;
+    ``onset``: this is the first tick of the row at which it is.
+    """
 
     consecutive: int = 0
     triggered: bool = False

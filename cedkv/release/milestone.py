@@ -1,0 +1,196 @@
+"""The explore milestone: whether an exploratory run makes progress over the Phase 2 baseline.
+
+Judged apart from the gates; it neither reads nor changes their result. The index of a run is counted here, from the
+store: a run never states its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from cedkv import ledger
+from cedkv.release.checks import Check, Status
+from cedkv.release.evidence import lookup, number, on_evidence, run_evidence, stress_evidence, unmet
+from cedkv.release.measure import measure
+from cedkv.tracking.record import RunRecord
+
+MAX_ON_GAIN_DROP = Fraction(1, 100)
+MIN_P99_REDUCTION = Fraction(1, 5)
+EXPLORE_PATH = "phase3.milestone.explore"
+
+_SAME_BASELINE = (
+    ledger.TAG_MODEL,
+    ledger.TAG_HASH_DOCUMENTS,
+    ledger.TAG_HASH_ON_EVAL,
+    ledger.TAG_HASH_STRESS,
+)
+
+
+class MilestoneStatus(StrEnum):
+    """How the milestone ended. Only ``pass`` is a pass."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a secret
+    FAIL = "fail"
+    NOT_JUDGED = "not judged"
+    BUDGET_SPENT = "budget spent"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class MilestoneReport:
+    """The verdict, the run's index among the flagged runs of its experiment (from 1), and what it was held against."""
+
+    run_id: str
+    status: MilestoneStatus
+    reason: str
+    run_index: int | None = None
+    max_runs: int | None = None
+    baseline_run_id: str | None = None
+    checks: tuple[Check, ...] = ()
+
+
+def judge_milestone(
+    record: RunRecord, runs: Iterable[RunRecord], baseline: RunRecord | None
+) -> MilestoneReport:
+    """Judge the explore milestone of ``record``.
+
+    Args:
+        record: the run, with its tables.
+        runs: every run of its experiment, failed and deleted ones too; only tags, ids and start times are read.
+        baseline: the Phase 2 run that ``find_baseline`` chose, with its tables; None where there is none.
+    """
+    flag = lookup(record.config, f"{EXPLORE_PATH}.flag") or ledger.TAG_EXPLORE_DEFAULT
+    if not _flagged(record, flag):
+        return _ended(record, MilestoneStatus.NOT_APPLICABLE, f"the run is not flagged {flag}")
+    if record.tags.get(ledger.TAG_PHASE) != ledger.PHASE_TRAINED:
+        return _ended(record, MilestoneStatus.NOT_APPLICABLE, "only runs of phase 3 are judged")
+    if lookup(record.config, f"{EXPLORE_PATH}.enabled") is False:
+        return _ended(record, MilestoneStatus.NOT_APPLICABLE, f"{EXPLORE_PATH}.enabled is false")
+    limit = number(record.config, f"{EXPLORE_PATH}.max_runs")
+    if limit is None:
+        return _ended(
+            record, MilestoneStatus.NOT_JUDGED, f"the configuration states no {EXPLORE_PATH}.max_runs"
+        )
+    index, max_runs = run_index(record, runs, flag), int(limit)
+    if index > max_runs:
+        reason = f"run {index} of the flagged runs; {max_runs} may be judged"
+        return MilestoneReport(record.run_id, MilestoneStatus.BUDGET_SPENT, reason, index, max_runs)
+    status, reason, checks = _compare(record, baseline)
+    baseline_id = None if baseline is None else baseline.run_id
+    return MilestoneReport(record.run_id, status, reason, index, max_runs, baseline_id, checks)
+
+
+def run_index(record: RunRecord, runs: Iterable[RunRecord], flag: str = ledger.TAG_EXPLORE_DEFAULT) -> int:
+    """Index of a run (from 1) among the flagged runs of its experiment, by start time, ties by run id.
+
+    Failed and deleted runs count. Runs with the default flag count also where the configured flag has another name, so
+    that renaming it buys no further runs.
+    """
+    flagged = {
+        run.run_id: (run.start_time_ms, run.run_id)
+        for run in (*runs, record)
+        if run.experiment_id == record.experiment_id and (_flagged(run, flag) or run.run_id == record.run_id)
+    }
+    return sorted(flagged.values()).index(flagged[record.run_id]) + 1
+
+
+def find_baseline(record: RunRecord, runs: Iterable[RunRecord]) -> RunRecord | None:
+    """The Phase 2 run that ``record`` is compared with: same model, documents, ON set and stress set, by their hashes.
+
+    Of several, the last that started before the run, so that a baseline logged later changes no verdict; where none
+    did, the first after it. Only finished, not deleted runs count; a hash that is not logged matches nothing.
+    """
+    matching = sorted((run for run in runs if _is_baseline(run, record)), key=_start)
+    before = [run for run in matching if _start(run) < _start(record)]
+    if before:
+        return before[-1]
+    return matching[0] if matching else None
+
+
+def _compare(record: RunRecord, baseline: RunRecord | None) -> tuple[MilestoneStatus, str, tuple[Check, ...]]:
+    if baseline is None:
+        return MilestoneStatus.NOT_JUDGED, "no Phase 2 run with the same model and data", ()
+    if not _is_baseline(baseline, record):
+        return (
+            MilestoneStatus.NOT_JUDGED,
+            f"run {baseline.run_id} is no Phase 2 run on the same model and data",
+            (),
+        )
+    for role, run in (("this run", record), ("the baseline", baseline)):
+        gap = _gap(run)
+        if gap:
+            return MilestoneStatus.NOT_JUDGED, f"{role}: {gap}", ()
+    checks = (_on_kept(record, baseline), _tail_improved(record, baseline))
+    passed = all(check.status is Status.PASS for check in checks)
+    reason = "; ".join(check.reason for check in checks if check.reason)
+    return MilestoneStatus.PASS if passed else MilestoneStatus.FAIL, reason, checks
+
+
+def _on_kept(record: RunRecord, baseline: RunRecord) -> Check:
+    """Exact, in counts: a drop of 1 in 100 is at the limit, not over it by rounding."""
+    drop = _gain(baseline) - _gain(record)
+    kept = drop <= MAX_ON_GAIN_DROP
+    reason = "" if kept else f"on_gain is {float(drop):.4g} below the baseline's"
+    n = len(record.on_table or ())
+    return Check(
+        "milestone", "on_gain_drop", float(drop), "<=", float(MAX_ON_GAIN_DROP), n, _status(kept), reason
+    )
+
+
+def _tail_improved(record: RunRecord, baseline: RunRecord) -> Check:
+    """Exact, in decimals. A baseline of zero leaves nothing to improve and cannot be improved on."""
+    now, then = (_decimal(measure(run)[ledger.P99_STRESS].value) for run in (record, baseline))
+    reduction = 1 - now / then if then > 0 else Fraction(0)
+    improved = reduction >= MIN_P99_REDUCTION
+    reason = "" if improved else f"p99 {float(now):.4g} nats against {float(then):.4g} in the baseline"
+    name, n = "off_delta_p99_stress_reduction", len(record.stress_table or ())
+    limit = float(MIN_P99_REDUCTION)
+    return Check("milestone", name, float(reduction), ">=", limit, n, _status(improved), reason)
+
+
+def _gap(run: RunRecord) -> str:
+    """Why a run's two numbers cannot be used; empty when they can."""
+    blocked = unmet((*run_evidence(run), *on_evidence(run), *stress_evidence(run)))
+    values = measure(run)
+    problems = [values[name].problem for name in (ledger.ON_GAIN, ledger.P99_STRESS)]
+    return "; ".join(filter(None, (blocked, *problems)))
+
+
+def _gain(run: RunRecord) -> Fraction:
+    rows = run.on_table or ()
+    return Fraction(sum(row.student_correct - row.base_correct for row in rows), len(rows))
+
+
+def _decimal(value: float | None) -> Fraction:
+    assert value is not None  # `_gap` has refused runs without a value
+    return Fraction(repr(float(value)))
+
+
+def _is_baseline(run: RunRecord, record: RunRecord) -> bool:
+    same = all(run.tags.get(tag) and run.tags.get(tag) == record.tags.get(tag) for tag in _SAME_BASELINE)
+    finished = run.status == "FINISHED" and run.lifecycle == "active"
+    return (
+        run.run_id != record.run_id
+        and run.tags.get(ledger.TAG_PHASE) == ledger.PHASE_BASELINE
+        and finished
+        and same
+    )
+
+
+def _flagged(run: RunRecord, flag: str) -> bool:
+    return any(run.tags.get(name) == ledger.TRUE for name in (flag, ledger.TAG_EXPLORE_DEFAULT))
+
+
+def _start(run: RunRecord) -> tuple[int, str]:
+    return run.start_time_ms, run.run_id
+
+
+def _status(met: bool) -> Status:
+    return Status.PASS if met else Status.FAIL
+
+
+def _ended(record: RunRecord, status: MilestoneStatus, reason: str) -> MilestoneReport:
+    return MilestoneReport(record.run_id, status, reason)
