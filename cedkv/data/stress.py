@@ -48,7 +48,7 @@ def split_off(
     if len(order) < train + stress:
         raise UserError(
             f"{len(order)} distinct OFF prompts of {len(given)} given, but {train + stress} are needed ({stress} for "
-            f"eval.off_fixed_stress.size and {train} for eval.off_samples); add OFF prompts or lower one of the two"
+            f"phase3.eval.off_fixed_stress.size and {train} for phase3.eval.off_samples); add OFF prompts or lower one"
         )
     ends = (stress, stress + train, stress + train + sealed)
     return tuple(order[ends[0] : ends[1]]), tuple(order[: ends[0]]), tuple(order[ends[1] : ends[2]])
