@@ -11,7 +11,7 @@ from typing import Any
 
 from cedkv import ledger
 from cedkv.core.hashing import content_hash
-from cedkv.release.checks import Check, Group, Status
+from cedkv.core.verdict import Check, Group, Status
 from cedkv.tracking.record import OnRow, RunRecord, StressRow
 
 STRESS_PATH = "phase3.eval.off_fixed_stress"

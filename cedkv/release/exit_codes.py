@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from cedkv.release.checks import Status
-from cedkv.release.gates import GateReport
-from cedkv.release.milestone import MilestoneReport, MilestoneStatus
+from cedkv.core.verdict import GateReport, MilestoneReport, MilestoneStatus, Status
 
 PASS: Final = 0
 CRASH: Final = 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cedkv import ledger
 from cedkv.core import stats
-from cedkv.release.checks import Check, Group, Operator, Status, combine, holds
+from cedkv.core.verdict import Check, GateReport, Group, Measured, Operator, Status, combine, holds
 from cedkv.release.evidence import (
     STRESS_PATH,
     lookup,
@@ -20,7 +20,7 @@ from cedkv.release.evidence import (
     stress_evidence,
     unmet,
 )
-from cedkv.release.measure import Measured, measure
+from cedkv.release.measure import measure
 from cedkv.tracking.record import RunRecord
 
 THRESHOLDS = "phase3.thresholds"
@@ -60,32 +60,6 @@ REPORTED = (
     ledger.MAX_STRESS,
 )
 """Shown beside the checks, never judged (but for the bound, when the run is to be certified)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateReport:
-    """The verdict on one run. ``status`` is pass only when both gates pass.
-
-    ``exceedances`` counts stress prompts over the Gate B limit; ``allowed`` is how many the 95 % bound tolerates.
-    """
-
-    run_id: str
-    run_name: str
-    experiment_id: str
-    phase: str | None
-    gate_a: Status
-    gate_b: Status
-    status: Status
-    certified: bool
-    checks: tuple[Check, ...]
-    reported: tuple[Measured, ...]
-    exceedances: int | None
-    allowed: int | None
-    notes: tuple[str, ...]
-
-    def of(self, group: Group) -> tuple[Check, ...]:
-        """The checks of one gate, or the evidence that counts for both (``run``)."""
-        return tuple(check for check in self.checks if check.group == group)
 
 
 def judge(record: RunRecord) -> GateReport:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cedkv import ledger
 from cedkv.core import stats
+from cedkv.core.verdict import Measured
 from cedkv.tracking.record import OnRow, RunRecord, StressRow
 
 AGREEMENT_RELATIVE = 1e-6
@@ -26,16 +26,6 @@ SCALAR_ONLY = (ledger.NULL_INJECTION_MAX_KL, ledger.TEACHER_CACHE_MAX_KL)
 Row = TypeVar("Row", OnRow, StressRow)
 
 _LOWEST_KL = -1e-6  # a KL divergence is non-negative: further below zero than rounding is not a measurement
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A metric as far as the log proves it: usable when ``problem`` is empty. ``n``: prompts behind it, if any."""
-
-    name: str
-    value: float | None
-    n: int | None = None
-    problem: str = ""
 
 
 def on_metrics(rows: Sequence[OnRow]) -> dict[str, float]:

@@ -7,12 +7,10 @@ store: a run never states its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 
 from cedkv import ledger
-from cedkv.release.checks import Check, Status
+from cedkv.core.verdict import Check, MilestoneReport, MilestoneStatus, Status
 from cedkv.release.evidence import lookup, number, on_evidence, run_evidence, stress_evidence, unmet
 from cedkv.release.measure import measure
 from cedkv.tracking.record import RunRecord
@@ -27,29 +25,6 @@ _SAME_BASELINE = (
     ledger.TAG_HASH_ON_EVAL,
     ledger.TAG_HASH_STRESS,
 )
-
-
-class MilestoneStatus(StrEnum):
-    """How the milestone ended. Only ``pass`` is a pass."""
-
-    PASS = "pass"  # noqa: S105 - a verdict, not a secret
-    FAIL = "fail"
-    NOT_JUDGED = "not judged"
-    BUDGET_SPENT = "budget spent"
-    NOT_APPLICABLE = "not applicable"
-
-
-@dataclass(frozen=True, slots=True)
-class MilestoneReport:
-    """The verdict, the run's index among the flagged runs of its experiment (from 1), and what it was held against."""
-
-    run_id: str
-    status: MilestoneStatus
-    reason: str
-    run_index: int | None = None
-    max_runs: int | None = None
-    baseline_run_id: str | None = None
-    checks: tuple[Check, ...] = ()
 
 
 def judge_milestone(
