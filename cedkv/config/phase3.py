@@ -1,0 +1,252 @@
+"""The keys under ``phase3``: what is trained, how, and what it is judged by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from cedkv.config.base import Count, Listed, NonNegative, Positive, Section, Seed, Share, section
+from cedkv.config.scope import Scope
+from cedkv.ledger import ATOM_TYPES
+
+AtomType = Literal["key", "value", "content", "number", "function", "delimiter"]
+OffSource = Literal["hard_pool", "fixed_stress_eval"]
+
+
+def _all_types(value: Any) -> Any:
+    return ATOM_TYPES if value == "all" else value
+
+
+class LayerScope(Section):
+    mixture: Scope = "top25"
+    """layers whose slots mix candidates; within `injection`"""
+    injection: Scope = "top25"
+    """layers the slots are injected into: `all`, `full_attention`, `topNN` or a list of layer numbers"""
+
+
+class Memory(Section):
+    slots: Count = 8
+    """slots of one document (key/value pairs per layer and kv head)"""
+    sink_slots: Annotated[int, Field(ge=0)] = 0
+    """extra anchored slots: the document's own attention sinks, its first tokens"""
+
+
+class KAnchor(Section):
+    policy: Literal["warm_start_fixed"] = "warm_start_fixed"
+    """the key of a slot is chosen once, at warm start, and never changes"""
+
+
+class Mix(Section):
+    mode: Literal["v_only", "kv", "anchor"] = "v_only"
+    """what is mixed: values, keys and values, or nothing (Phase 2)"""
+    k_anchor: KAnchor = section(KAnchor)
+    share: Literal["shared", "layer", "head"] = "shared"
+    """one mixture for all layers, one per layer, or one per layer and kv head"""
+    slot_gate: Literal["none", "affine"] = "none"
+    """learned gain and bias on the slots' attention logits; `affine` arrives with a later release"""
+
+
+class Delimiter(Section):
+    mass_cap: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """largest share of one slot's mixture on delimiters"""
+    mass_penalty: NonNegative = 0.05
+    """weight, within `L_str`, of the mean mass over the cap"""
+    apply_stage: Literal["post_topk_renorm_per_slot"] = "post_topk_renorm_per_slot"
+    """the cap acts per slot, after top-k and renormalisation"""
+
+
+class Candidate(Section):
+    pool_size: Count = 32
+    """atoms a slot may mix"""
+    atom_types: Annotated[Listed[AtomType], BeforeValidator(_all_types), Field(min_length=1)] = ATOM_TYPES
+    """`all`, or the types that may be candidates"""
+    special_tokens: Literal["delimiter_only"] = "delimiter_only"
+    """of special and structural tokens only delimiters may be candidates"""
+    delimiter: Delimiter = section(Delimiter)
+
+
+class WarmStart(Section):
+    anti_steer_strength: NonNegative = 0.2
+    """how much OFF attention mass counts against an anchor"""
+
+
+class OnLoss(Section):
+    type: Literal["kl", "answer_nll"] = "kl"
+    """KL(teacher || student) over the answer tokens, or the answer's negative log-likelihood"""
+
+
+class OffLoss(Section):
+    type: Literal["cvar"] = "cvar"
+    """mean of the worst share of the minibatch"""
+    cvar_tail_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """that share; exact when it is no whole number of prompts"""
+    train_source: OffSource = "hard_pool"
+    """prompts of the OFF loss; `fixed_stress_eval` only with `policy_mode: debug`"""
+    constraint_source: OffSource = "fixed_stress_eval"
+    """prompts of the constraint; `hard_pool` only in debug and with the override"""
+    hard_pool_size: Count = 64
+    """hardest OFF training prompts kept for the minibatches"""
+
+
+class Loss(Section):
+    lambda_on: NonNegative = 1.0
+    """weight of the ON loss"""
+    lambda_off: NonNegative = 2.0
+    """start weight of the OFF loss; the dual moves it"""
+    lambda_str: NonNegative = 0.1
+    """weight of the structural loss"""
+    source: Literal["hf", "proxy", "blend", "auto"] = "hf"
+    """where losses are measured; all but `hf` arrive with a later release"""
+    on: OnLoss = section(OnLoss)
+    off: OffLoss = section(OffLoss)
+
+
+class Dual(Section):
+    metric_source: OffSource = "fixed_stress_eval"
+    """prompts the dual reads its p99 from; `hard_pool` only in debug and with the override"""
+    eta: Positive = 0.05
+    """step size per nat over the threshold"""
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """memory of the averaged p99"""
+    update_every: Count = 5
+    """steps between eval ticks, at which the fixed stress eval runs and λ_off moves"""
+    lambda_min: NonNegative = 0.0
+    """smallest λ_off"""
+    lambda_max: NonNegative = 10.0
+    """largest λ_off"""
+    delta_clip: Positive = 0.1
+    """largest change of λ_off per update"""
+
+
+class LambdaOff(Section):
+    dual: Dual = section(Dual)
+
+
+class ConstraintWarn(Section):
+    enabled: bool = True
+    """watch the constraint at eval ticks"""
+    patience_eval_ticks: Count = 3
+    """ticks in a row over the limit that trigger"""
+    margin: NonNegative = 0.0
+    """nats over `thresholds.off_delta_p99_max` that are tolerated"""
+    eval_every: Count = 1
+    """look at every n-th eval tick"""
+    action: Literal["warn", "early_stop", "abort"] = "warn"
+    """what a confirmed trigger does: log, keep the best feasible memory and stop, or end FAILED"""
+
+
+class Train(Section):
+    steps: Count = 200
+    """optimiser steps"""
+    lr: Positive = 0.05
+    """Adam's learning rate for the mixture logits"""
+    seed: Seed = 3407
+    """seed of minibatches and initialisation"""
+    on_batch: Count = 16
+    """ON prompts per step"""
+    off_batch: Count = 16
+    """OFF prompts per step, drawn from the hard pool"""
+    topk_schedule: Annotated[Listed[Count], Field(min_length=1)] = (32, 16, 8, 4)
+    """candidates a slot may still mix, stage by stage; never growing"""
+    topk_milestones: Annotated[Listed[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)] = (
+        0.0,
+        0.25,
+        0.6,
+        0.85,
+    )
+    """share of the steps at which each stage begins; the first is 0"""
+    lambda_off: LambdaOff = section(LambdaOff)
+    constraint_warn: ConstraintWarn = section(ConstraintWarn)
+    hard_pool_refresh: Count = Field(default_factory=lambda data: data["lambda_off"].dual.update_every)
+    """steps between minings of the hard pool; left out: as `lambda_off.dual.update_every`"""
+
+
+class Thresholds(Section):
+    on_gain_min: Share = 0.02
+    """Gate A: accuracy the student gains over the base on ON prompts, at least"""
+    off_delta_p99_max: Positive = 0.05
+    """Gate B: p99 of the stress KL, in nats, at most; also the dual's threshold"""
+    delta_on_min: NonNegative = 0.01
+    """Gate A: mean KL(student || base) on ON prompts, in nats, at least"""
+    teacher_min_on_acc: Share = 0.2
+    """Gate A: the teacher's ON accuracy, below which the evaluation itself is invalid"""
+    rel_kl_to_teacher_max: Positive = 1.0
+    """Gate A: KL(teacher || student) relative to KL(teacher || base), at most"""
+    teacher_cache_kl_max: NonNegative = 1e-4
+    """Gate A: how far, in nats, the whole document injected at all layers may be from the teacher"""
+    certified: bool = False
+    """Gate B judges the 95 % upper bound of the p99 instead of the p99"""
+
+
+class OffFixedStress(Section):
+    size: Count = 2048
+    """distinct prompts of the fixed stress eval"""
+    seed: Seed = 3407
+    """seed of its one sampling"""
+    sampling: Literal["once_per_experiment"] = "once_per_experiment"
+    """sampled when a run starts and never again"""
+    definition: Literal["phase2_stress_compatible"] = "phase2_stress_compatible"
+    """stress of a prompt: the largest KL(student || base) over all states"""
+
+
+class OffSealed(Section):
+    size: Annotated[int, Field(ge=0)] = 8192
+    """prompts that only a certification opens; 0: none are set aside"""
+
+
+class Eval(Section):
+    on_samples: Count = 64
+    """documents, one state each, each with its own ON prompts"""
+    off_samples: Count = 256
+    """OFF training prompts"""
+    repro_runs: Annotated[int, Field(ge=2)] = 2
+    """runs that must agree before a result counts as reproduced"""
+    batch_rows: Count = 256
+    """rows (prompt × state) per forward pass"""
+    near_miss_share: Annotated[float, Field(ge=0.25, le=1)] = 0.25
+    """share of the stress set that are near misses of the documents in the bank, where prompts are generated"""
+    off_fixed_stress: OffFixedStress = section(OffFixedStress)
+    off_sealed: OffSealed = section(OffSealed)
+
+
+class Reporting(Section):
+    atom_type_mass: bool = True
+    """log the mixture mass by atom type"""
+
+
+class Explore(Section):
+    enabled: bool = True
+    """whether the exploration milestone is judged"""
+    flag: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "phase3_explore"
+    """tag that marks a run as exploratory (`--explore` sets it)"""
+    max_runs: Count = 5
+    """exploratory runs of an experiment that may be judged"""
+
+
+class Milestone(Section):
+    explore: Explore = section(Explore)
+
+
+class Runtime(Section):
+    policy_mode: Literal["prod", "debug"] = "prod"
+    """prod refuses sources other than the fixed stress eval; `CI=true` forces prod"""
+    debug_allow_nonfixed_constraint_sources: bool = False
+    """in debug: allow the hard pool as constraint or dual source"""
+    strict_hf: bool = False
+    """every number from a real Hugging Face forward pass (`--phase3-strict-hf`)"""
+
+
+class Phase3(Section):
+    layer_scope: LayerScope = section(LayerScope)
+    memory: Memory = section(Memory)
+    mix: Mix = section(Mix)
+    candidate: Candidate = section(Candidate)
+    warm_start: WarmStart = section(WarmStart)
+    loss: Loss = section(Loss)
+    train: Train = section(Train)
+    thresholds: Thresholds = section(Thresholds)
+    eval: Eval = section(Eval)
+    reporting: Reporting = section(Reporting)
+    milestone: Milestone = section(Milestone)
+    runtime: Runtime = section(Runtime)
