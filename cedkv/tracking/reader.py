@@ -1,0 +1,191 @@
+"""Reading runs back as `RunRecord`: the same from a database file and from a server, whatever state they are in."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cedkv import ledger
+from cedkv.core.errors import UserError
+from cedkv.tracking.backend import MlflowClient, MlflowException, Run, ViewType, store_errors
+from cedkv.tracking.names import check_experiment, check_key, check_run_id
+from cedkv.tracking.record import OnRow, RunRecord, StressRow
+from cedkv.tracking.sqlite import local_artifacts
+from cedkv.tracking.store import database_path, is_sqlite, open_client, shown
+from cedkv.tracking.tables import parse_config, parse_mapping, parse_rows
+
+MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
+"""A larger artifact is not parsed: the largest of a full-scale run is below 2 MB."""
+RUNS_PER_PAGE: Final = 500
+
+_ARTIFACTS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "config": (ledger.CONFIG_RESOLVED, parse_config),
+    "data_spec": (ledger.DATA_SPEC, parse_mapping),
+    "stress_table": (ledger.TABLE_STRESS, lambda text: parse_rows(text, StressRow)),
+    "on_table": (ledger.TABLE_ON, lambda text: parse_rows(text, OnRow)),
+}
+
+
+class MetricPoint(NamedTuple):
+    """One logged value of a metric."""
+
+    step: int
+    value: float
+    timestamp_ms: int
+
+
+def read_run(run_id: str, uri: str) -> RunRecord:
+    """The run ``run_id`` with its artifacts, deleted ones too.
+
+    An artifact that was never logged is ``None``; one that is there but cannot be read or parsed is ``None`` and a
+    line in ``problems``. Raises ``UserError`` for an id that is malformed or not in the store, or a missing store.
+    """
+    check_run_id(run_id)
+    client = open_client(uri)
+    with store_errors(f"reading run {run_id} from {shown(uri)}"):
+        run = _get_run(client, run_id, uri)
+    artifacts, problems = _read_artifacts(client, run, uri)
+    return _record(run, artifacts, problems)
+
+
+def list_runs(
+    experiment: str, uri: str, *, flagged: str | None = None, view_all: bool = True
+) -> list[RunRecord]:
+    """Every run of ``experiment`` by start time, without artifacts (``read_run`` fetches those of one run).
+
+    Args:
+        experiment: its name. ``UserError`` when the store has none of that name.
+        uri: the store.
+        flagged: only runs whose tag of this name is ``"true"``.
+        view_all: deleted runs too.
+    """
+    filters = "" if flagged is None else f"tags.`{check_key(flagged, 'tag')}` = '{ledger.TRUE}'"
+    view = ViewType.ALL if view_all else ViewType.ACTIVE_ONLY
+    client = open_client(uri)
+    with store_errors(f"listing the runs of {experiment!r} in {shown(uri)}"):
+        runs = list(_search(client, _experiment_id(client, experiment, uri), filters, view))
+    return [_record(run) for run in sorted(runs, key=lambda run: (run.info.start_time or 0, run.info.run_id))]
+
+
+def latest_run(experiment: str, uri: str, phase: str | int | None = None) -> RunRecord:
+    """The run of ``experiment`` that started last, with its artifacts, whatever its status; deleted runs excepted.
+
+    ``phase`` (``"2"`` or ``"3"``) restricts it to runs of that phase. ``UserError`` when there is none.
+    """
+    filters = "" if phase is None else f"tags.`{ledger.TAG_PHASE}` = '{int(phase)}'"
+    client = open_client(uri)
+    with store_errors(f"looking for the latest run of {experiment!r} in {shown(uri)}"):
+        found = next(
+            _search(client, _experiment_id(client, experiment, uri), filters, ViewType.ACTIVE_ONLY), None
+        )
+    if found is None:
+        kind = "run" if phase is None else f"run of phase {phase}"
+        raise UserError(
+            f"experiment {experiment!r} in {shown(uri)} has no {kind}; train one, or name a run by its id"
+        )
+    return read_run(found.info.run_id, uri)
+
+
+def metric_history(run_id: str, names: Iterable[str], uri: str) -> dict[str, tuple[MetricPoint, ...]]:
+    """Every logged value of the metrics ``names``, by step; an empty tuple for one that was never logged."""
+    check_run_id(run_id)
+    checked = [check_key(name) for name in names]
+    client = open_client(uri)
+    with store_errors(f"reading metrics of run {run_id} from {shown(uri)}"):
+        _get_run(client, run_id, uri)
+        return {name: _history(client, run_id, name) for name in checked}
+
+
+def _history(client: MlflowClient, run_id: str, name: str) -> tuple[MetricPoint, ...]:
+    points = (MetricPoint(m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, name))
+    return tuple(sorted(points, key=lambda point: (point.step, point.timestamp_ms)))
+
+
+def _get_run(client: MlflowClient, run_id: str, uri: str) -> Run:
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"run {run_id} is not in {shown(uri)}; give the id of a logged run, or point tracking.uri or "
+            "MLFLOW_TRACKING_URI at the store that holds it"
+        ) from None
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    experiment = client.get_experiment_by_name(check_experiment(name))
+    if experiment is None:
+        known = ", ".join(repr(found.name) for found in client.search_experiments(max_results=10))
+        raise UserError(f"experiment {name!r} is not in {shown(uri)}, which has {known}; name one of these")
+    return experiment.experiment_id
+
+
+def _search(client: MlflowClient, experiment_id: str, filters: str, view: int) -> Iterator[Run]:
+    """Runs, the latest first, page by page."""
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], filters, view, RUNS_PER_PAGE, ["attributes.start_time DESC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _record(run: Run, artifacts: dict[str, Any] | None = None, problems: Iterable[str] = ()) -> RunRecord:
+    info = run.info
+    return RunRecord(
+        run_id=info.run_id,
+        experiment_id=info.experiment_id,
+        name=info.run_name or "",
+        status=info.status,
+        lifecycle=info.lifecycle_stage,
+        start_time_ms=info.start_time or 0,
+        end_time_ms=info.end_time,
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        problems=tuple(problems),
+        **(artifacts or {}),
+    )
+
+
+def _read_artifacts(client: MlflowClient, run: Run, uri: str) -> tuple[dict[str, Any], list[str]]:
+    folder = local_artifacts(database_path(uri), run.info.artifact_uri) if is_sqlite(uri) else None
+    found: dict[str, Any] = {}
+    problems = []
+    for field, (path, parse) in _ARTIFACTS.items():
+        try:
+            content = _read_local(folder / path) if folder else _download(client, run.info.run_id, path)
+            if content is not None:
+                found[field] = parse(content.decode())
+        except (ValueError, OSError, MlflowException) as error:
+            problems.append(f"{path}: {' '.join(str(error).split())[:300]}")
+    return found, problems
+
+
+def _read_local(file: Path) -> bytes | None:
+    if not file.exists():
+        return None
+    _check_size(file.stat().st_size)
+    return file.read_bytes()
+
+
+def _download(client: MlflowClient, run_id: str, path: str) -> bytes | None:
+    """The artifact's bytes through the server; ``None`` when the run has no such artifact."""
+    parent = path.rpartition("/")[0]
+    listed = {item.path: item for item in client.list_artifacts(run_id, parent or None)}
+    if path not in listed:
+        return None
+    _check_size(listed[path].file_size or 0)
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_ARTIFACT_BYTES:
+        raise ValueError(f"{size} bytes; at most {MAX_ARTIFACT_BYTES} are read")

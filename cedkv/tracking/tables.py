@@ -1,0 +1,92 @@
+"""Artifacts of a run, parsed strictly: a table that is not exactly what this schema says is no table.
+
+Every function raises ``ValueError`` with the line and the reason; the reader turns it into one of a record's problems.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any, Final, TypeVar
+
+from cedkv.config import yaml12
+
+Row = TypeVar("Row")
+
+_SHOWN: Final = 60
+
+
+def parse_rows(text: str, row_type: type[Row]) -> tuple[Row, ...]:
+    """JSON lines as instances of the dataclass ``row_type``: exactly its fields, each of its type.
+
+    ``null`` in a float field is NaN, as the writer meant it; NaN and infinities written out are refused.
+    """
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(row_type)}  # type: ignore[arg-type]
+    # Not splitlines(): a prompt may hold U+2028 and its kin, which JSON keeps as they are.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return tuple(row_type(**_fields(line, number, kinds)) for number, line in enumerate(lines, start=1))
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """A JSON object. Refuses duplicate keys and numbers that are not finite."""
+    return _mapping(_load(text))
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """A logged configuration: YAML 1.2 without tags, so that ``on`` and ``off`` stay words."""
+    return _mapping(yaml12.parse(text, "YAML"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {_shown(value)} where a mapping belongs")  # noqa: TRY004 (the file's fault)
+    return value
+
+
+def _fields(line: str, number: int, kinds: dict[str, str]) -> dict[str, Any]:
+    try:
+        row = _mapping(_load(line))
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if row.keys() != kinds.keys():
+        missing, unknown = sorted(kinds.keys() - row.keys()), sorted(row.keys() - kinds.keys())
+        raise ValueError(f"line {number}: fields missing {missing}, unknown {unknown}")
+    return {name: _value(row[name], kind, f"line {number}, {name}") for name, kind in kinds.items()}
+
+
+def _value(value: Any, kind: str, where: str) -> Any:
+    if kind == "float" and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)
+    if type(value).__name__ != kind:  # exact: True is no int here
+        raise ValueError(f"{where}: {_shown(value)} is not {kind}")
+    return value
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply to be one of this project's files") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key occurs twice among {sorted(found)[:5]}")
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON; what is not finite is written as null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:_SHOWN]} is not a finite number")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.{_SHOWN}}"

@@ -1,0 +1,297 @@
+"""Writing a run: everything in order, nothing lost in silence, and a final status that says what happened."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Final, Self
+
+from cedkv import ledger
+from cedkv.core.errors import UserError
+from cedkv.tracking import sqlite
+from cedkv.tracking.backend import (
+    Metric,
+    MlflowClient,
+    MlflowException,
+    Param,
+    RunTag,
+    TrackingError,
+    store_errors,
+)
+from cedkv.tracking.encode import encode_json, encode_lines
+from cedkv.tracking.names import MAX_TAG, check_artifact_path, check_experiment, check_key, clip, flatten
+from cedkv.tracking.outbox import Outbox
+from cedkv.tracking.signals import SignalGuard, Terminated
+from cedkv.tracking.store import database_path, is_sqlite, open_client, prepare_store, shown
+
+NONFINITE_PREFIX: Final = "nonfinite/"
+"""Prefix of the metric that counts how often a metric or an artifact held NaN or an infinity."""
+PARAMS_PER_REQUEST: Final = 100
+METRICS_PER_REQUEST: Final = 1000
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+
+
+class RunWriter:
+    """A run of the log, open for writing: ``with RunWriter(uri, experiment, ...) as run: run.log_metrics(...)``.
+
+    Args:
+        uri: a resolved tracking URI (`store.resolve_uri`); a local store is created when it is missing.
+        experiment: created when it is missing.
+        name: the run's name; not unique, and never its identity. ``None`` lets MLflow choose one.
+        tags: logged at the start. Values over 5,000 characters end in their hash.
+        params: nested settings, logged flat with dotted names. Values over 6,000 characters end in their hash.
+        close_timeout_s: seconds the end of the run waits for the store to take what is queued.
+
+    ``log_*`` and ``set_tags`` queue and return; one thread writes, in order. When the store fails, the next call and
+    the end of the block raise ``TrackingError`` with the number of records lost.
+
+    The run ends FINISHED after a clean exit (also ``sys.exit(0)``), KILLED after Ctrl-C, SIGTERM or SIGHUP, and
+    FAILED after any other exception, ``sys.exit(n)`` or records that the store did not take; tag ``cedkv.error``
+    says why. Only a process that dies without running Python (SIGKILL, power) leaves it RUNNING, which no gate passes.
+    While the block is open in the main thread, SIGTERM and SIGHUP raise `Terminated`.
+
+    Not finite values are logged as NaN (MLflow turns an infinity into 1.8e308), and ``nonfinite/<name>`` counts them.
+    """
+
+    run_id: str
+    experiment_id: str
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        close_timeout_s: float = 300.0,
+    ) -> None:
+        self.uri, self.experiment, self.name = uri, check_experiment(experiment), name
+        self._tags = _checked_tags(tags or {})
+        self._params = list(flatten(params or {}))
+        self._close_timeout_s = close_timeout_s
+        self._guard = SignalGuard()
+        self._nonfinite: Counter[str] = Counter()
+        self._known: set[str] = set()
+
+    def __enter__(self) -> Self:
+        prepare_store(self.uri)
+        self._client = open_client(self.uri)
+        self._database = _Identity(database_path(self.uri)) if is_sqlite(self.uri) else None
+        self._guard.install()
+        self._guard.hold()  # between creating the run and owning it, nothing may interrupt
+        try:
+            with store_errors(f"starting a run in {shown(self.uri)}"):
+                self._start()
+        except BaseException:
+            self._guard.restore()
+            raise
+        self._outbox: Outbox[Metric] = Outbox(self._send, batch=METRICS_PER_REQUEST)
+        try:
+            with store_errors(f"logging the settings to {shown(self.uri)}"):
+                self._log_params()
+            self._guard.release()
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log ``metrics`` at ``step``; values are anything ``float`` takes (numbers, booleans, 0-d tensors)."""
+        now = time.time_ns() // 1_000_000
+        records = []
+        for name, value in metrics.items():
+            number = float(value)
+            if name not in self._known:
+                self._known.add(check_key(name))
+            if number - number == 0.0:  # finite
+                records.append(Metric(name, number, now, step))
+            else:
+                self._nonfinite[name] += 1
+                records.append(Metric(name, float("nan"), now, step))
+                records.append(Metric(NONFINITE_PREFIX + name, float(self._nonfinite[name]), now, step))
+        self._outbox.put(records)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or overwrite tags."""
+        checked = [RunTag(name, value) for name, value in _checked_tags(tags).items()]
+        self._outbox.put_job(lambda: self._client.log_batch(self.run_id, tags=checked))
+
+    def log_json(self, path: str, content: Any) -> None:
+        """Write ``content`` as the JSON artifact ``path``. NaN and infinities become ``null``, and are counted."""
+        text, nonfinite = encode_json(content)
+        self._log_encoded(path, text, nonfinite)
+
+    def log_jsonl(self, path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``rows`` as the artifact ``path``, one canonical JSON line each (the lines that `content_hash` hashes)."""
+        text, nonfinite = encode_lines(rows)
+        self._log_encoded(path, text, nonfinite)
+
+    def log_text(self, path: str, text: str) -> None:
+        """Write ``text`` as the UTF-8 artifact ``path``."""
+        check_artifact_path(path)
+        content = text.encode()
+        self._outbox.put_job(lambda: self._upload(path, lambda file: file.write_bytes(content)))
+
+    def log_file(self, path: str, source: Path) -> None:
+        """Copy the file ``source`` to the artifact ``path``; when this returns, ``source`` may change or go."""
+        check_artifact_path(path)
+        if not source.is_file():
+            raise UserError(f"{str(source)!r} is not a file that can be logged as {path!r}; write it first")
+        self._outbox.put_job(lambda: self._upload(path, lambda file: shutil.copyfile(source, file)))
+        self._outbox.flush()
+
+    def flush(self) -> None:
+        """Return when everything logged so far is in the store."""
+        self._outbox.flush()
+
+    def _start(self) -> None:
+        self.experiment_id = _experiment_id(self._client, self.experiment, self.uri)
+        run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
+        self.run_id, self.name = run.info.run_id, run.info.run_name
+
+    def _log_params(self) -> None:
+        params = [Param(name, value) for name, value in self._params]
+        for first in range(0, len(params), PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=params[first : first + PARAMS_PER_REQUEST])
+
+    def _log_encoded(self, path: str, text: str, nonfinite: int) -> None:
+        self.log_text(path, text)
+        if nonfinite:
+            self.log_metrics({NONFINITE_PREFIX + path: nonfinite}, step=0)
+
+    def _send(self, metrics: Sequence[Metric]) -> None:
+        if self._database is not None:
+            self._database.check()
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def _upload(self, path: str, write: Callable[[Path], object]) -> None:
+        if self._database is not None:
+            self._database.check()
+        place = PurePosixPath(path)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, place.name)
+            write(file)
+            self._client.log_artifact(
+                self.run_id, str(file), None if place.parent.name == "" else str(place.parent)
+            )
+
+    def _end(self, error: BaseException | None) -> None:
+        """Flush, then set the terminal status, then let held-back signals through."""
+        self._guard.hold()
+        status, reason = _outcome(error)
+        failure: Exception | None = None
+        held: BaseException | None = None
+        try:
+            try:
+                self._outbox.close(self._close_timeout_s)
+            except TrackingError as lost:
+                failure = lost
+                if status == FINISHED:
+                    status, reason = FAILED, str(lost)
+            try:
+                self._terminate(status, reason)
+            except (MlflowException, TrackingError, OSError) as refused:
+                failure = failure or TrackingError(
+                    f"run {self.run_id} could not be marked {status}: {refused}"
+                )
+        finally:
+            held = self._guard.restore()
+        if error is not None:
+            if failure is not None:
+                error.add_note(f"and the log is incomplete: {failure}")
+        elif failure is not None:
+            raise failure
+        elif held is not None:
+            raise held
+
+    def _terminate(self, status: str, reason: str) -> None:
+        if self._database is not None:
+            self._database.check()
+        if reason:
+            self._client.set_tag(self.run_id, ledger.TAG_ERROR, clip(reason, MAX_TAG))
+        self._client.set_terminated(self.run_id, status)
+
+
+class _Identity:
+    """A database file as it was at the start. Linux lets a process write on into a deleted file: that would be loss."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._was = path, self._now(path)
+
+    def check(self) -> None:
+        """Raise ``TrackingError`` when the file is gone or is another one."""
+        try:
+            same = self._now(self._path) == self._was
+        except OSError:
+            same = False
+        if not same:
+            raise TrackingError(
+                f"the database {str(self._path)!r} was removed or replaced while the run was open"
+            )
+
+    @staticmethod
+    def _now(path: Path) -> tuple[int, int]:
+        stat = path.stat()
+        return stat.st_dev, stat.st_ino
+
+
+def _outcome(error: BaseException | None) -> tuple[str, str]:
+    """The terminal status of a run whose block ended with ``error``, and the reason; empty when all is well."""
+    if error is None:
+        return FINISHED, ""
+    if isinstance(error, Terminated):
+        return KILLED, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return KILLED, "interrupted from the keyboard"
+    if isinstance(error, SystemExit):
+        return (FAILED, f"exit status {error.code}") if error.code else (FINISHED, "")
+    return FAILED, f"{type(error).__name__}: {error}"
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """The id of the experiment ``name``, created when it is missing; another process may be doing the same."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location, tags = None, {}
+        if is_sqlite(uri):
+            folder = sqlite.artifact_location(database_path(uri), name)
+            location, tags = str(folder), {sqlite.ARTIFACTS_TAG: folder.name}
+        try:
+            return client.create_experiment(name, artifact_location=location, tags=tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    assert found is not None, "an experiment that exists has a name"
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment {name!r} is deleted; a run needs an active one: restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
+        )
+    return found.experiment_id
+
+
+def _origin() -> dict[str, str]:
+    """What the MLflow UI shows as a run's user and source."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = str(os.getuid())
+    return {"mlflow.user": user, "mlflow.source.name": "cedkv", "mlflow.source.type": "LOCAL"}
+
+
+def _checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {check_key(name, "tag"): clip(str(value), MAX_TAG) for name, value in tags.items()}
