@@ -126,9 +126,8 @@ def _add_mass(figure: go.Figure, rows: list[Row], cap: float | None) -> None:
 
 
 def _panel(figure: go.Figure, row: int) -> go.layout.YAxis:
-    """The left axis of one chart. A chart with two vertical axes is a pair of subplots."""
-    found = figure.get_subplot(row, 1)
-    return found.yaxis
+    """The left axis of one chart."""
+    return figure.get_subplot(row, 1).yaxis
 
 
 def _add_limit(figure: go.Figure, at: float, label: str, row: int) -> None:
