@@ -25,6 +25,7 @@ _RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "string_type": lambda _: "must be text (in quotes where it looks like a number)",
     "tuple_type": lambda _: "must be a list, e.g. [a, b]",
     "finite_number": lambda _: "must be a finite number",
+    "string_unicode": lambda _: "must be Unicode text, without lone surrogates",
     "string_too_short": lambda _: "must not be empty",
     "string_pattern_mismatch": lambda c: f"must match {c['pattern']}",
     "too_short": lambda c: f"must have at least {c['min_length']} item(s)",

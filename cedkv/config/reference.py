@@ -1,4 +1,7 @@
-"""Every key of a configuration, as a list: for the reference in configs/README.md and for helpful errors."""
+"""Every key of a configuration, as a list: for the reference in configs/README.md and for helpful errors.
+
+``python -m cedkv.config configs/README.md`` writes the reference between its two marks.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from cedkv.config.schema import json_schema
+
+START: Final = "<!-- keys -->\n"
+END: Final = "<!-- /keys -->"
+SECTIONS: Final = ("", "model", "data", "tracking", "phase3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,16 @@ def table(section: str) -> str:
         cells = (f"`{name}`", key.allowed, default, key.meaning)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+def refreshed(page: str) -> str:
+    """``page`` with the tables of all keys between its marks. ``ValueError`` where a mark is missing."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"the page lacks {START.strip()!r} or {END!r}; put both on lines of their own")
+    parts = [f"### `{name}`\n\n{table(name)}\n" if name else f"{table(name)}\n" for name in SECTIONS]
+    return before + start + "\n".join(["", *parts]) + "\n" + end + after
 
 
 def shown(value: Any) -> str:

@@ -49,13 +49,13 @@ class GeneratedData(_Data):
     source: Literal["generated"] = "generated"
     """`generated` from a seed, or `jsonl` files"""
     facts_per_document: Annotated[int, Field(ge=1, le=24)] = 8
-    """facts a document states"""
+    """generated: facts a document states"""
     free_sentences: Annotated[int, Field(ge=0, le=64)] = 6
-    """sentences among them that state none"""
+    """generated: sentences among them that state none"""
     on_train_prompts_per_fact: Count = 3
-    """phrasings of the question used in training"""
+    """generated: phrasings of the question used in training"""
     on_eval_prompts_per_fact: Count = 1
-    """other phrasings, kept for evaluation"""
+    """generated: other phrasings, kept for evaluation"""
 
 
 class JsonlData(_Data):
@@ -64,11 +64,11 @@ class JsonlData(_Data):
     source: Literal["jsonl"]
     """`generated` from a seed, or `jsonl` files"""
     documents: Text
-    """file of documents"""
+    """jsonl: file of documents"""
     on: Text
-    """file of ON prompts"""
+    """jsonl: file of ON prompts"""
     off: Text
-    """file of OFF prompts"""
+    """jsonl: file of OFF prompts"""
 
 
 class Tracking(Section):

@@ -66,6 +66,15 @@ for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(_tag, re.compile(rf"\A{_pattern}\Z"), _starts)
 
 
+def _text(dumper: _Dumper, text: str) -> ScalarNode:
+    # PyYAML writes these line breaks unescaped outside double quotes, and reads them back as spaces.
+    style = '"' if any(char in text for char in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping in the file ``path``; ``UserError`` if it cannot be read as one."""
     try:

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cedkv.config import yaml12
+from cedkv.core.errors import UserError
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.sampled_from(["on", "off", "yes", "no", "null", "~", "1e-3", "0o17", "0x1F", "1_000", "2024-01-01", "12:30", "<<", "=", ".5", "-"])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("on", "on"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("y", "y"),
+        ("true", True),
+        ("False", False),
+        ("1e-3", 0.001),
+        ("1.5E+2", 150.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.inf", -math.inf),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("017", 17),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("~", None),
+        ("", None),
+        ("'1'", "1"),
+        ("=", "="),
+    ],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+    assert yaml12.parse(f"key: {text}", "here") == {"key": value}
+
+
+def test_nan_is_read_as_a_number() -> None:
+    assert math.isnan(yaml12.parse(".nan", "here"))
+
+
+def test_on_and_off_stay_keys() -> None:
+    assert yaml12.parse("on: 1\noff: {yes: no}", "here") == {"on": 1, "off": {"yes": "no"}}
+
+
+def test_anchors_and_merges() -> None:
+    text = "base: &base {a: 1, b: 2}\nfirst:\n  <<: *base\n  b: 3\nsecond: {<<: [*base, {a: 9, c: 4}]}"
+    read = yaml12.parse(text, "here")
+    assert read["first"] == {"a": 1, "b": 3}
+    assert read["second"] == {"a": 1, "b": 2, "c": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("a: 1\nb: !!python/object/apply:os.system [id]", 2, "tags are not allowed"),
+        ("a: !!str 5", 1, "'!!str'"),
+        ("a: !custom {b: 1}", 1, "'!custom'"),
+        ("a: ! 5", 1, "'!'"),
+        ("!!map {a: 1}", 1, "'!!map'"),
+        ("a: 1\nb: 2\na: 3", 3, "the key 'a' stands twice"),
+        ("a:\n  - {b: 1, b: 1}", 2, "the key 'b' stands twice"),
+        ("1: x", 1, "the key '1' is read as int"),
+        ("true: x", 1, "the key 'true' is read as bool"),
+        ("? [a]\n: 1", 1, "a list or mapping as a key"),
+        ("a: &a [1, *a]", 1, "contains itself"),
+        ("a: *nowhere", 1, "undefined alias"),
+        ("a: b: c", 1, "mapping values are not allowed"),
+        ("a: 1\n---\nb: 2", 2, "single document"),
+        ("a: [1", 1, "expected ',' or ']'"),
+        ("\ta: 1", 1, "cannot start any token"),
+        ("<<: 5", 1, "merges mappings only"),
+        (f"a: {'9' * 5000}", 1, "a number of 5000 digits"),
+    ],
+)
+def test_what_a_configuration_must_not_hold_is_refused_with_its_line(text: str, line: int, says: str) -> None:
+    with pytest.raises(UserError, match=rf"^run\.yaml, line {line}, column \d+: ") as error:
+        yaml12.parse(text, "run.yaml")
+    assert says in str(error.value)
+
+
+def test_anchors_cannot_stand_for_billions_of_values() -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]"
+        for below, name in zip("abcdefg", "bcdefgh", strict=True)
+    ]
+    with pytest.raises(UserError, match=f"more than {yaml12.MAX_VALUES} values"):
+        yaml12.parse("\n".join(lines), "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "{a: " * 20_000])
+def test_deep_nesting_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="nested too deeply"):
+        yaml12.parse(text, "run.yaml")
+
+
+def test_control_characters_are_refused() -> None:
+    with pytest.raises(UserError, match=r"run\.yaml: cannot be read: .*special characters"):
+        yaml12.parse("a: \x00", "run.yaml")
+
+
+@given(VALUES)
+def test_what_is_dumped_is_read_back(value: object) -> None:
+    assert yaml12.parse(yaml12.dump(value), "here") == value
+
+
+@given(st.dictionaries(st.text(), SCALARS, max_size=4))
+@example({"\x85": "a\u2028b\u2029"})
+def test_a_yaml_1_1_reader_gets_the_same_values(value: dict[str, object]) -> None:
+    assert yaml.safe_load(yaml12.dump(value)) == value
+
+
+def test_a_file_that_cannot_be_a_configuration(tmp_path: Path) -> None:
+    missing, folder, binary, big, listed, empty = (
+        tmp_path / name for name in ("missing.yaml", "folder", "binary", "big", "list", "empty")
+    )
+    folder.mkdir()
+    binary.write_bytes(b"a: \xff\xfe")
+    big.write_text("# " + "x" * yaml12.MAX_BYTES)
+    listed.write_text("- a")
+    empty.write_text("# nothing but a comment")
+    for path, says in (
+        (missing, "does not exist; give the path"),
+        (folder, "cannot be read (Is a directory)"),
+        (binary, "is not UTF-8 text (byte 3); save it as UTF-8"),
+        (big, f"a configuration has at most {yaml12.MAX_BYTES}"),
+        (listed, "holds list"),
+        (empty, "holds nothing; a configuration is a mapping"),
+    ):
+        with pytest.raises(UserError) as error:
+            yaml12.read(path)
+        assert str(path) in str(error.value)
+        assert says in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: 1")
+    assert yaml12.read(path) == {"a": 1}
