@@ -126,6 +126,13 @@ def _judge_agreement(name: str, value: float, logged: Mapping[str, float], table
     return Measured(name, value, n, gap)
 
 
+def _scalar(name: str, logged: Mapping[str, float]) -> Measured:
+    gap = _gap(name, logged)
+    if not gap and logged[name] < _LOWEST_KL:
+        gap = f"the logged value {logged[name]:.6g} is negative, which no divergence is"
+    return Measured(name, logged.get(name), None, gap)
+
+
 def _gap(name: str, logged: Mapping[str, float]) -> str:
     if name not in logged:
         return f"metric {name} is not logged"

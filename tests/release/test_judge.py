@@ -115,6 +115,11 @@ def test_a_missing_or_infinite_scalar_never_passes(runs, name, value):
     assert report.status is INCONCLUSIVE
 
 
+@pytest.mark.parametrize("name", JUDGED[:2])
+def test_a_negative_divergence_never_passes(runs, name):
+    assert check(judge(runs.with_metric(runs.run(), name, -0.5)), name).status is INCONCLUSIVE
+
+
 @pytest.mark.parametrize("name", JUDGED[2:])
 def test_a_scalar_that_disagrees_with_its_table_never_passes(runs, name):
     run = runs.run()
@@ -316,26 +321,26 @@ def test_certified_runs_are_judged_by_the_upper_bound(runs):
         0.06
     ] * 13  # p99 is the 21st largest; the bound, the 13th largest, is over the limit
     assert judge(runs.run(deltas=deltas)).gate_b is PASS
-    report = judge(runs.run(deltas=deltas, config={"certified": True}))
+    report = judge(runs.run(deltas=deltas, thresholds={"certified": True}))
     assert check(report, "off_delta_p99_stress").status is PASS
     assert check(report, "off_delta_p99_upper").status is FAIL
     assert (report.gate_b, report.exceedances, report.allowed) == (FAIL, 13, 12)
-    report = judge(runs.run(deltas=[0.001] * 2036 + [0.06] * 12, config={"certified": True}))
+    report = judge(runs.run(deltas=[0.001] * 2036 + [0.06] * 12, thresholds={"certified": True}))
     assert (report.gate_b, report.exceedances, report.allowed) == (PASS, 12, 12)
 
 
 def test_too_few_prompts_for_a_bound_cannot_be_certified(runs):
-    report = judge(runs.run(deltas=[0.001] * 298, config={"certified": True}))
+    report = judge(runs.run(deltas=[0.001] * 298, thresholds={"certified": True}))
     assert check(report, "off_delta_p99_upper").status is INCONCLUSIVE
     assert "too few" in check(report, "off_delta_p99_upper").reason
     assert judge(runs.run(deltas=[0.001] * 298)).gate_b is PASS
 
 
 def test_loosened_limits_and_small_scale_are_named(runs):
-    notes = " | ".join(judge(runs.run(config={"off_delta_p99_max": 1.0})).notes)
+    notes = " | ".join(judge(runs.run(thresholds={"off_delta_p99_max": 1.0})).notes)
     assert "off_delta_p99_max is 1, looser than the design's 0.05" in notes
     assert "size 400" in notes
-    full = judge(runs.run(deltas=[0.001] * 2048, config={"off_delta_p99_max": 0.04}))
+    full = judge(runs.run(deltas=[0.001] * 2048, thresholds={"off_delta_p99_max": 0.04}))
     assert full.notes == ()
 
 
