@@ -71,10 +71,7 @@ def measure(record: RunRecord) -> dict[str, Measured]:
         **_held_against(
             record.metrics, record.stress_table, ledger.TABLE_STRESS, stress_metrics, _STRESS_NAMES
         ),
-        **{
-            name: Measured(name, record.metrics.get(name), None, _gap(name, record.metrics))
-            for name in SCALAR_ONLY
-        },
+        **{name: _scalar(name, record.metrics) for name in SCALAR_ONLY},
     }
 
 
