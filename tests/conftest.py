@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,29 @@ from cedkv.tracking.record import OnRow, RunRecord, StressRow
 # A shared machine may take its time, and a failure seen by one developer must be seen by the next.
 settings.register_profile("cedkv", deadline=None, derandomize=True)
 settings.load_profile("cedkv")
+
+
+# -------------------------------------------------------------------------------------------------- tracking stores
+@pytest.fixture(scope="session")
+def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database, made once per session (all pytest-xdist workers share it): it takes seconds."""
+    from cedkv.tracking.store import prepare_store
+
+    folder = tmp_path_factory.getbasetemp()
+    if folder.name.startswith("popen-"):  # a worker's own folder lies in the session's
+        folder = folder.parent
+    path = folder / "store-template" / "mlflow.db"
+    prepare_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store_uri(store_template: Path, tmp_path: Path) -> str:
+    """The URI of a fresh tracking store of the test's own, with its artifacts beside it."""
+    folder = tmp_path / "mlruns"
+    folder.mkdir()
+    shutil.copyfile(store_template, folder / "mlflow.db")
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 # ------------------------------------------------------------------------------------- runs as the gates read them
