@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
+
+from cedkv.config.base import Listed
 
 _TOP = re.compile(r"top([1-9][0-9]?|100)")
 _RULE = "give all, full_attention, topNN (top1 to top100) or a list of layer numbers such as [6, 7]"
@@ -31,8 +33,8 @@ def parse_scope(value: Any) -> str | tuple[int, ...]:
 
 
 Scope = Annotated[
-    str | tuple[int, ...],
-    PlainValidator(parse_scope),
+    str | Listed[int],
+    BeforeValidator(parse_scope),
     WithJsonSchema(
         {
             "anyOf": [
