@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,17 +14,28 @@ from cedkv.tracking.names import check_experiment, check_key, check_run_id
 from cedkv.tracking.record import OnRow, RunRecord, StressRow
 from cedkv.tracking.sqlite import local_artifacts
 from cedkv.tracking.store import database_path, is_sqlite, open_client, shown
-from cedkv.tracking.tables import parse_config, parse_mapping, parse_rows
+from cedkv.tracking.tables import parse_config, parse_list, parse_mapping, parse_rows
 
 MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
 """A larger artifact is not parsed: the largest of a full-scale run is below 2 MB."""
 RUNS_PER_PAGE: Final = 500
 
-_ARTIFACTS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+_Wanted = Mapping[str, tuple[str, Callable[[str], Any]]]
+_ARTIFACTS: Final[_Wanted] = {
     "config": (ledger.CONFIG_RESOLVED, parse_config),
     "data_spec": (ledger.DATA_SPEC, parse_mapping),
     "stress_table": (ledger.TABLE_STRESS, lambda text: parse_rows(text, StressRow)),
     "on_table": (ledger.TABLE_ON, lambda text: parse_rows(text, OnRow)),
+}
+_TRACES: Final = {
+    path: (path, parse_list)
+    for path in (
+        ledger.LOSS_CURVE,
+        ledger.LAMBDA_TRACE,
+        ledger.TOPK_TRACE,
+        ledger.ATOM_TYPE_MASS,
+        ledger.WARN_TRACE,
+    )
 }
 
 
@@ -46,7 +57,7 @@ def read_run(run_id: str, uri: str) -> RunRecord:
     client = open_client(uri)
     with store_errors(f"reading run {run_id} from {shown(uri)}"):
         run = _get_run(client, run_id, uri)
-    artifacts, problems = _read_artifacts(client, run, uri)
+    artifacts, problems = _read_artifacts(client, run, uri, _ARTIFACTS)
     return _record(run, artifacts, problems)
 
 
@@ -96,6 +107,17 @@ def metric_history(run_id: str, names: Iterable[str], uri: str) -> dict[str, tup
     with store_errors(f"reading metrics of run {run_id} from {shown(uri)}"):
         _get_run(client, run_id, uri)
         return {name: _history(client, run_id, name) for name in checked}
+
+
+def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
+    """The traces that run ``run_id`` logged, by artifact name: what a report draws and no gate reads.
+
+    A trace that is absent or cannot be parsed is left out. Raises ``UserError`` as ``read_run`` does.
+    """
+    check_run_id(run_id)
+    client = open_client(uri)
+    with store_errors(f"reading the traces of run {run_id} from {shown(uri)}"):
+        return _read_artifacts(client, _get_run(client, run_id, uri), uri, _TRACES)[0]
 
 
 def _history(client: MlflowClient, run_id: str, name: str) -> tuple[MetricPoint, ...]:
@@ -154,11 +176,13 @@ def _record(run: Run, artifacts: dict[str, Any] | None = None, problems: Iterabl
     )
 
 
-def _read_artifacts(client: MlflowClient, run: Run, uri: str) -> tuple[dict[str, Any], list[str]]:
+def _read_artifacts(
+    client: MlflowClient, run: Run, uri: str, wanted: _Wanted
+) -> tuple[dict[str, Any], list[str]]:
     folder = local_artifacts(database_path(uri), run.info.artifact_uri) if is_sqlite(uri) else None
     found: dict[str, Any] = {}
     problems = []
-    for field, (path, parse) in _ARTIFACTS.items():
+    for field, (path, parse) in wanted.items():
         try:
             content = _read_local(folder / path) if folder else _download(client, run.info.run_id, path)
             if content is not None:

@@ -33,6 +33,14 @@ def parse_mapping(text: str) -> dict[str, Any]:
     return _mapping(_load(text))
 
 
+def parse_list(text: str) -> list[Any]:
+    """A JSON list, as strictly as a mapping."""
+    value = _load(text)
+    if not isinstance(value, list):
+        raise ValueError(f"holds {_shown(value)} where a list belongs")  # noqa: TRY004 (the file's fault)
+    return value
+
+
 def parse_config(text: str) -> dict[str, Any]:
     """A logged configuration: YAML 1.2 without tags, so that ``on`` and ``off`` stay words."""
     return _mapping(yaml12.parse(text, "YAML"))
