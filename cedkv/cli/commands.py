@@ -1,0 +1,110 @@
+"""One function per command: resolve the arguments, import the room that does the work, print its result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cedkv.core.errors import UserError
+
+if TYPE_CHECKING:
+    from cedkv.config import Config
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, or log the baseline. Every mistake in the configuration shows before torch is imported."""
+    if arguments.resume is not None:
+        raise UserError(
+            f"--resume {arguments.resume}: resuming arrives with a later release; start a new run"
+        )
+    config = _resolved(arguments)
+    if arguments.explore:
+        _check_explore(config, arguments.phase)
+    from cedkv.train.main import run_training
+
+    run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
+    if talks():
+        print(f"run {run_id}")
+        print(f"judge it: cedkv gate {run_id}")
+    return 0
+
+
+def config_validate(arguments: argparse.Namespace) -> int:
+    """Say that a configuration is valid, with its hash; a broken one is an error."""
+    from cedkv.config import config_hash
+
+    print(f"{arguments.config}: valid, hash {config_hash(_resolved(arguments))}")
+    return 0
+
+
+def config_show(arguments: argparse.Namespace) -> int:
+    """Print the resolved configuration as YAML, its hash in a comment."""
+    from cedkv.config import config_hash, dump_yaml
+
+    config = _resolved(arguments)
+    print(f"# hash {config_hash(config)}\n{dump_yaml(config)}", end="")
+    return 0
+
+
+def config_schema(_: argparse.Namespace) -> int:
+    """Print the JSON Schema."""
+    from cedkv.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def model_info(_: argparse.Namespace) -> int:
+    """Describe the embedded model."""
+    from cedkv.config import EMBEDDED
+    from cedkv.models.load import load_model
+
+    loaded = load_model(EMBEDDED, device="cpu")
+    config = loaded.model.config.get_text_config()
+    facts = {
+        "family": config.model_type,
+        "layers": config.num_hidden_layers,
+        "hidden size": config.hidden_size,
+        "parameters": f"{loaded.model.num_parameters():,}",
+        "vocabulary": len(loaded.tokenizer),
+        "context": f"{loaded.context_length} tokens",
+        "fingerprint": loaded.fingerprint,
+    }
+    for name, value in facts.items():
+        print(f"{name:12} {value}")
+    return 0
+
+
+def _resolved(arguments: argparse.Namespace) -> Config:
+    """The configuration the arguments ask for; what its author should know goes to the error stream."""
+    from cedkv.config import load
+
+    loaded = load(
+        arguments.config,
+        arguments.overrides,
+        phase=arguments.phase,
+        strict_hf=arguments.phase3_strict_hf,
+        env=os.environ,
+    )
+    for note in loaded.notes if talks() else ():
+        print(f"cedkv: note: {note}", file=sys.stderr)
+    return loaded.config
+
+
+def _check_explore(config: Config, phase: int) -> None:
+    if phase != 3:
+        raise UserError(
+            f"--explore with --phase {phase}: only Phase 3 runs are explored; drop one of the two"
+        )
+    if not config.phase3.milestone.explore.enabled:
+        raise UserError(
+            "--explore with phase3.milestone.explore.enabled: false: the milestone would never be judged; enable it"
+        )
+
+
+def talks() -> bool:
+    """Whether this process talks to the user: of a launch, the first on each machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,116 @@
+"""Commands and their arguments. Nothing but argparse is imported here, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import cedkv
+from cedkv.cli import commands, judge
+
+_Run = Callable[[argparse.Namespace], int]
+_TRAIN = "train"
+_TOP_LEVEL_FLAGS = frozenset({"-h", "--help", "--version"})
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """``argv`` as arguments, ``run`` among them. Without a command, flags belong to ``train``."""
+    arguments = list(argv)
+    if arguments and arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL_FLAGS:
+        arguments.insert(0, _TRAIN)
+    return _build().parse_args(arguments)
+
+
+def _build() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cedkv",
+        description="Train document memories for a frozen causal LM under a tail-risk constraint, and judge them.",
+        epilog="Without a command, flags start training: cedkv --config configs/smoke.yaml --phase 3",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cedkv {cedkv.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, run: _Run) -> argparse.ArgumentParser:
+        added = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    _train(command(_TRAIN, "train a memory, or log the baseline (--phase 2)", commands.train))
+    _gate(command("gate", "judge a run from its log; the exit status is the verdict", judge.gate))
+    _report(command("report", "print the report of a run, made from its log", judge.report))
+    _config(
+        subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
+    )
+    _model(subparsers.add_parser("model", help="the model that ships with the package", allow_abbrev=False))
+    return parser
+
+
+def _source(parser: argparse.ArgumentParser) -> None:
+    """What makes a resolved configuration."""
+    parser.add_argument(
+        "--phase", type=int, choices=(2, 3), default=3, help="2: baseline, 3: training (default)"
+    )
+    parser.add_argument(
+        "--phase3-strict-hf", action="store_true", help="refuse every number that is no HF forward"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one key"
+    )
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="configuration, e.g. configs/smoke.yaml"
+    )
+    _source(parser)
+    parser.add_argument("--explore", action="store_true", help="flag the run for the exploration milestone")
+    parser.add_argument("--resume", metavar="RUN_ID", help="continue an interrupted run (not available yet)")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    """Which run, in which store."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run")
+    which.add_argument("--latest", action="store_true", help="the newest run of the experiment")
+    parser.add_argument(
+        "--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}, or the run's own"
+    )
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="store; default: MLFLOW_TRACKING_URI, else mlruns/"
+    )
+    parser.add_argument("--milestone", action="store_true", help="judge the exploration milestone as well")
+
+
+def _gate(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument(
+        "--format", choices=("table", "json", "markdown", "junit"), default="table", help="of the verdict"
+    )
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="of the report")
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, summary, run in (
+        ("validate", "say whether a configuration is valid, with every problem", commands.config_validate),
+        ("show", "print the resolved configuration and its hash", commands.config_show),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action.add_argument("config", metavar="FILE", help="configuration")
+        _source(action)
+        action.set_defaults(run=run)
+    summary = "print the JSON Schema of configurations"
+    schema = actions.add_parser("schema", help=summary, description=summary, allow_abbrev=False)
+    schema.set_defaults(run=commands.config_schema)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    summary = "describe the embedded model"
+    info = actions.add_parser("info", help=summary, description=summary, allow_abbrev=False)
+    info.set_defaults(run=commands.model_info)
