@@ -14,7 +14,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 zero width), surrogates, non-characters, line and paragraph separators."""
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;", "@": "&#64;"}
-_MARKUP = re.compile(r"([*_\[\]#~$!])")
+_MARKDOWN = str.maketrans({**_ENTITIES, **{char: "\\" + char for char in "*_[]#~$!"}})
 _AUTOLINK = re.compile(r"(://|www\.)", re.IGNORECASE)
 
 
@@ -29,8 +29,7 @@ def plain(text: str, limit: int | None = None) -> str:
 
 def markdown(text: str, limit: int | None = None) -> str:
     """``text`` as inline Markdown or a table cell in which nothing is markup, a link, a mention or HTML."""
-    safe = "".join(_ENTITIES.get(char, char) for char in plain(text, limit))
-    safe = _MARKUP.sub(r"\\\1", safe)
+    safe = plain(text, limit).translate(_MARKDOWN)
     return _AUTOLINK.sub(lambda found: found[0].replace(":", "&#58;").replace(".", "&#46;"), safe)
 
 

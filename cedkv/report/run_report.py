@@ -137,13 +137,13 @@ def _metrics(record: RunRecord, names: Iterable[str]) -> dict[str, float | None]
 
 
 def _loss(record: RunRecord, name: str, curve: Sequence[Row]) -> dict[str, Any]:
-    """First, lowest and last value of one loss. The last comes from the metrics, the others from the curve."""
+    """First, lowest and last value of one loss: from the curve, the last from the metrics where they hold it."""
     values = [value for value in (finite(row.get(name)) for row in curve) if value is not None]
     return {
         "name": name,
         "first": values[0] if values else None,
         "lowest": min(values, default=None),
-        "last": record.metrics.get(name),
+        "last": record.metrics.get(name, values[-1] if values else None),
     }
 
 
@@ -161,10 +161,13 @@ def _lambda(rows: Sequence[Row]) -> dict[str, Any]:
 def _atom_mass(record: RunRecord, rows: Sequence[Row]) -> dict[str, Any]:
     """Mass per type at the start and at the end, the delimiter cap, and whether a slot comes close to it."""
     cap = finite(_at(record.config, "phase3", "candidate", "delimiter", "mass_cap"))
-    peak = finite(record.metrics.get(ledger.DELIMITER_SLOT_MAX))
-    first = rows[0] if rows else {}
+    first, last = (rows[0], rows[-1]) if rows else ({}, {})
+    peak = finite(record.metrics.get(ledger.DELIMITER_SLOT_MAX, last.get("delimiter_slot_max")))
     types = {
-        kind: {"first": finite(first.get(kind)), "last": record.metrics.get(ledger.atom_mass(kind))}
+        kind: {
+            "first": finite(first.get(kind)),
+            "last": record.metrics.get(ledger.atom_mass(kind), finite(last.get(kind))),
+        }
         for kind in ledger.ATOM_TYPES
     }
     near = cap is not None and peak is not None and peak >= _NEAR_CAP * cap

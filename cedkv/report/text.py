@@ -154,12 +154,7 @@ def _reported_line(item: Measured) -> str:
 
 def _reported_row(item: Measured) -> tuple[str, ...]:
     n = "" if item.n is None else str(item.n)
-    return (
-        escape.markdown(item.name),
-        escape.markdown(shown(item.value)),
-        n,
-        escape.markdown(item.problem, 200),
-    )
+    return (f"`{item.name}`", escape.markdown(shown(item.value)), n, escape.markdown(item.problem, 200))
 
 
 def _markdown_rows(checks: Iterable[Check]) -> list[tuple[str, ...]]:
@@ -167,8 +162,9 @@ def _markdown_rows(checks: Iterable[Check]) -> list[tuple[str, ...]]:
 
 
 def _markdown_row(check: Check) -> tuple[str, ...]:
-    group, _, *rest = cells(check)
-    return (group, f"`{check.name}`", *map(escape.markdown, rest), escape.markdown(check.reason, 300))
+    group, name, value, operator, *rest = cells(check)
+    safe = (escape.markdown(value), f"`{operator}`", *map(escape.markdown, rest))
+    return (group, f"`{name}`", *safe, escape.markdown(check.reason, 300))
 
 
 def _milestone_line(milestone: MilestoneReport) -> str:
