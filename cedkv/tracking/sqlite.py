@@ -70,6 +70,15 @@ def require(path: Path) -> None:
         raise UserError(f"tracking store {str(path)!r} is empty; a run fills it: train first")
 
 
+def checkpoint(path: Path) -> None:
+    """Bring what the ``-wal`` file holds into the database, so that a copy of the database alone is complete.
+
+    Best effort: a reader that is just looking, or a store that is away, leaves it for the next time.
+    """
+    with suppress(sqlite3.Error), closing(_connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def artifact_location(path: Path, experiment: str) -> Path:
     """Where an experiment's artifacts go: a folder beside the database, named after the experiment.
 

@@ -223,6 +223,8 @@ class RunWriter:
         if reason:
             self._client.set_tag(self.run_id, ledger.TAG_ERROR, clip(reason, MAX_TAG))
         self._client.set_terminated(self.run_id, status)
+        if self._database is not None:
+            sqlite.checkpoint(database_path(self.uri))
 
 
 class _Identity:

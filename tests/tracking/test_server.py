@@ -1,0 +1,152 @@
+"""The same run through a real ``mlflow server`` and through the database file: one reader, one result."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from cedkv import ledger
+from cedkv.core.errors import UserError
+from cedkv.tracking.backend import TrackingError
+from cedkv.tracking.reader import MetricPoint, list_runs, metric_history, read_run
+from cedkv.tracking.record import RunRecord
+from cedkv.tracking.store import open_client
+from cedkv.tracking.writer import RunWriter
+
+STEPS = 2000
+COMPARED = (
+    "name",
+    "status",
+    "lifecycle",
+    "params",
+    "config",
+    "data_spec",
+    "stress_table",
+    "on_table",
+    "problems",
+)
+
+
+def _log(uri: str, source: Path, stress_row: dict[str, Any], on_row: dict[str, Any]) -> str:
+    params = {f"group{i}": {"key": i} for i in range(130)}
+    with RunWriter(uri, "same/요약", name="twin", tags={ledger.TAG_PHASE: "3"}, params=params) as run:
+        for step in range(STEPS):
+            run.log_metrics(
+                {"phase3_loss": 1 / (step + 1), "kl": math.inf if step == 7 else step * 1e-3}, step
+            )
+        run.log_text(ledger.CONFIG_RESOLVED, "phase3: {eval: {on_samples: 8}}\n")
+        run.log_json(ledger.DATA_SPEC, {"schema": 1})
+        run.log_jsonl(ledger.TABLE_STRESS, [stress_row])
+        run.log_text(ledger.TABLE_ON, "not a table")
+        run.log_file(ledger.MEMORY_TENSORS, source)
+        run.set_tags({"cedkv.strict_hf": "true"})
+    return run.run_id
+
+
+def _tags(record: RunRecord) -> dict[str, str]:
+    return {name: value for name, value in record.tags.items() if name.startswith("cedkv.")}
+
+
+def test_a_run_reads_the_same_from_a_server_and_from_a_database(
+    server_uri: str, store_uri: str, tmp_path: Path, stress_row: dict[str, Any], on_row: dict[str, Any]
+) -> None:
+    source = tmp_path / "memory.safetensors"
+    source.write_bytes(bytes(range(256)) * 100)
+    records, histories = [], []
+    for uri in (server_uri, store_uri):
+        run_id = _log(uri, source, stress_row, on_row)
+        records.append(read_run(run_id, uri))
+        histories.append(metric_history(run_id, ["phase3_loss", "kl", "nonfinite/kl"], uri))
+        assert [run.run_id for run in list_runs("same/요약", uri)] == [run_id]
+        with pytest.raises(UserError, match="is not in"):
+            read_run("0" * 32, uri)
+    served, local = records
+    for field in COMPARED:
+        assert getattr(served, field) == getattr(local, field), field
+    assert _tags(served) == _tags(local) == {"cedkv.phase": "3", "cedkv.strict_hf": "true"}
+    assert served.metrics == local.metrics
+    assert served.stress_table is not None
+    assert [problem.split(":")[0] for problem in served.problems] == [ledger.TABLE_ON]
+    for history in histories:
+        assert [point.step for point in history["phase3_loss"]] == list(range(STEPS))
+        assert history["kl"][-1].value == (STEPS - 1) * 1e-3
+        assert math.isnan(history["kl"][7].value)
+    assert _values(histories[0]["phase3_loss"]) == _values(histories[1]["phase3_loss"])
+    assert [(p.step, p.value) for p in histories[0]["nonfinite/kl"]] == [(7, 1.0)]
+    stored = open_client(server_uri).get_run(served.run_id).info.artifact_uri
+    assert stored.startswith("mlflow-artifacts:"), "the server keeps the artifacts, nothing is written here"
+
+
+def _values(points: tuple[MetricPoint, ...]) -> list[float]:
+    return [point.value for point in points]
+
+
+class _Link:
+    """A TCP forwarder to the server that can be cut, as a network can."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = [self._listener]
+        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                inner, _ = self._listener.accept()
+                outer = socket.create_connection(self._target)
+                self._open += [inner, outer]
+                for pair in ((inner, outer), (outer, inner)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+
+@pytest.fixture
+def link(server_uri: str) -> Iterator[_Link]:
+    link = _Link(server_uri)
+    yield link
+    link.cut()
+
+
+def test_a_server_that_goes_away_is_an_error_and_never_a_silent_gap(
+    link: _Link, server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    writer = RunWriter(link.uri, "cut")
+
+    def loop() -> None:
+        with writer as run:
+            run.log_metrics({"x": 1.0}, 0)
+            run.flush()
+            link.cut()
+            run.log_metrics({"x": 2.0, "y": 1.0}, 1)
+            with pytest.raises(TrackingError, match="2 records were not written"):
+                run.flush()
+
+    with pytest.raises(TrackingError, match="2 records were not written"):
+        loop()
+    record = read_run(writer.run_id, server_uri)
+    assert (record.status, dict(record.metrics)) == ("RUNNING", {"x": 1.0}), (
+        "no gate takes a run that never ended"
+    )
