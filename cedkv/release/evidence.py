@@ -123,7 +123,7 @@ def _stress_size(record: RunRecord) -> Check:
 def _as_configured(record: RunRecord, key: str) -> Check:
     used = lookup(record.data_spec, f"stress.{key}")
     configured = lookup(record.config, f"{STRESS_PATH}.{key}")
-    same = used is not None and type(used) is type(configured) and used == configured
+    same = used is not None and used == configured
     reason = "" if same else f"the run used {_shown(used)}, its configuration says {_shown(configured)}"
     return Check(
         "B",
