@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
+from cedkv.tracking.artifacts import Artifacts
 from cedkv.tracking.backend import MlflowClient, MlflowException, Run, ViewType, store_errors
 from cedkv.tracking.names import check_experiment, check_key, check_run_id
 from cedkv.tracking.record import OnRow, RunRecord, StressRow
-from cedkv.tracking.sqlite import local_artifacts
-from cedkv.tracking.store import database_path, is_sqlite, open_client, shown
+from cedkv.tracking.store import open_client, shown
 from cedkv.tracking.tables import parse_config, parse_list, parse_mapping, parse_rows
 
-MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
-"""A larger artifact is not parsed: the largest of a full-scale run is below 2 MB."""
 RUNS_PER_PAGE: Final = 500
 
-_Wanted = Mapping[str, tuple[str, Callable[[str], Any]]]
-_ARTIFACTS: Final[_Wanted] = {
-    "config": (ledger.CONFIG_RESOLVED, parse_config),
-    "data_spec": (ledger.DATA_SPEC, parse_mapping),
-    "stress_table": (ledger.TABLE_STRESS, lambda text: parse_rows(text, StressRow)),
-    "on_table": (ledger.TABLE_ON, lambda text: parse_rows(text, OnRow)),
+_FIELDS: Final[dict[str, str]] = {
+    ledger.CONFIG_RESOLVED: "config",
+    ledger.DATA_SPEC: "data_spec",
+    ledger.TABLE_STRESS: "stress_table",
+    ledger.TABLE_ON: "on_table",
 }
-_TRACES: Final = {
-    path: (path, parse_list)
-    for path in (
-        ledger.LOSS_CURVE,
-        ledger.LAMBDA_TRACE,
-        ledger.TOPK_TRACE,
-        ledger.ATOM_TYPE_MASS,
-        ledger.WARN_TRACE,
-    )
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    ledger.CONFIG_RESOLVED: parse_config,
+    ledger.DATA_SPEC: parse_mapping,
+    ledger.TABLE_STRESS: lambda text: parse_rows(text, StressRow),
+    ledger.TABLE_ON: lambda text: parse_rows(text, OnRow),
 }
+_TRACES: Final = (
+    ledger.LOSS_CURVE,
+    ledger.LAMBDA_TRACE,
+    ledger.TOPK_TRACE,
+    ledger.ATOM_TYPE_MASS,
+    ledger.WARN_TRACE,
+)
+_log = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
@@ -57,8 +57,8 @@ def read_run(run_id: str, uri: str) -> RunRecord:
     client = open_client(uri)
     with store_errors(f"reading run {run_id} from {shown(uri)}"):
         run = _get_run(client, run_id, uri)
-    artifacts, problems = _read_artifacts(client, run, uri, _ARTIFACTS)
-    return _record(run, artifacts, problems)
+    found, problems = _parse_all(Artifacts(client, run, uri), _PARSERS)
+    return _record(run, {_FIELDS[path]: content for path, content in found.items()}, problems)
 
 
 def list_runs(
@@ -112,12 +112,17 @@ def metric_history(run_id: str, names: Iterable[str], uri: str) -> dict[str, tup
 def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
     """The traces that run ``run_id`` logged, by artifact name: what a report draws and no gate reads.
 
-    A trace that is absent or cannot be parsed is left out. Raises ``UserError`` as ``read_run`` does.
+    A trace that is absent is left out, and so is one that cannot be parsed, with a logged warning: a report without
+    one chart is better than none. Raises ``UserError`` as ``read_run`` does.
     """
     check_run_id(run_id)
     client = open_client(uri)
     with store_errors(f"reading the traces of run {run_id} from {shown(uri)}"):
-        return _read_artifacts(client, _get_run(client, run_id, uri), uri, _TRACES)[0]
+        run = _get_run(client, run_id, uri)
+    found, problems = _parse_all(Artifacts(client, run, uri), dict.fromkeys(_TRACES, parse_list))
+    for problem in problems:
+        _log.warning("run %s: %s", run_id, problem)
+    return found
 
 
 def _history(client: MlflowClient, run_id: str, name: str) -> tuple[MetricPoint, ...]:
@@ -176,40 +181,17 @@ def _record(run: Run, artifacts: dict[str, Any] | None = None, problems: Iterabl
     )
 
 
-def _read_artifacts(
-    client: MlflowClient, run: Run, uri: str, wanted: _Wanted
+def _parse_all(
+    files: Artifacts, wanted: Mapping[str, Callable[[str], Any]]
 ) -> tuple[dict[str, Any], list[str]]:
-    folder = local_artifacts(database_path(uri), run.info.artifact_uri) if is_sqlite(uri) else None
+    """The artifacts among ``wanted`` that are there and parse, by path; a line for each that is there and does not."""
     found: dict[str, Any] = {}
     problems = []
-    for field, (path, parse) in wanted.items():
+    for path, parse in wanted.items():
         try:
-            content = _read_local(folder / path) if folder else _download(client, run.info.run_id, path)
-            if content is not None:
-                found[field] = parse(content.decode())
-        except (ValueError, OSError, MlflowException) as error:
+            text = files.text(path)
+            if text is not None:
+                found[path] = parse(text)
+        except ValueError as error:
             problems.append(f"{path}: {' '.join(str(error).split())[:300]}")
     return found, problems
-
-
-def _read_local(file: Path) -> bytes | None:
-    if not file.exists():
-        return None
-    _check_size(file.stat().st_size)
-    return file.read_bytes()
-
-
-def _download(client: MlflowClient, run_id: str, path: str) -> bytes | None:
-    """The artifact's bytes through the server; ``None`` when the run has no such artifact."""
-    parent = path.rpartition("/")[0]
-    listed = {item.path: item for item in client.list_artifacts(run_id, parent or None)}
-    if path not in listed:
-        return None
-    _check_size(listed[path].file_size or 0)
-    with tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_ARTIFACT_BYTES:
-        raise ValueError(f"{size} bytes; at most {MAX_ARTIFACT_BYTES} are read")

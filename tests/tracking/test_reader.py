@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from cedkv import ledger
 from cedkv.core.errors import UserError
 from cedkv.tracking import reader
-from cedkv.tracking.reader import latest_run, list_runs, metric_history, read_run
+from cedkv.tracking.reader import latest_run, list_runs, metric_history, read_run, read_traces
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.tracking.sqlite import local_artifacts
 from cedkv.tracking.store import database_path, open_client
@@ -78,6 +79,19 @@ def test_a_damaged_artifact_is_a_problem_and_not_an_exception(
     damaged, intact = ("data_spec", "on_table") if artifact == ledger.DATA_SPEC else ("on_table", "data_spec")
     assert getattr(record, damaged) is None
     assert getattr(record, intact) is not None
+
+
+def test_traces_are_read_by_artifact_and_a_broken_one_is_left_out_with_a_warning(
+    store_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunWriter(store_uri, "exp") as run:
+        run.log_json(ledger.LAMBDA_TRACE, [{"step": 5, "lambda_off": 2.0, "p99_raw": math.nan}])
+        run.log_json(ledger.LOSS_CURVE, {"not": "a list"})
+    assert read_traces(run.run_id, store_uri) == {
+        ledger.LAMBDA_TRACE: [{"step": 5, "lambda_off": 2.0, "p99_raw": None}]
+    }
+    (warning,) = caplog.messages
+    assert f"{run.run_id}: {ledger.LOSS_CURVE}: holds dict" in warning
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch pwned']", "a: 1\na: 2", "- 1"])
