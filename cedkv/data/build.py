@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cedkv.config.schema import JsonlData
 from cedkv.core.errors import UserError
+from cedkv.data.generate import generate
 from cedkv.data.jsonl import OffFile, read_documents, read_off, read_on
 from cedkv.data.lines import MAX_REPORTED
 from cedkv.data.records import Corpus, Document, OffPrompt, OnPrompt, check_disjoint
@@ -24,8 +25,6 @@ def build_corpus(config: Config) -> Corpus:
     if isinstance(config.data, JsonlData):
         corpus = _from_files(config, config.data)
     else:
-        from cedkv.data.world import generate
-
         corpus = generate(config)
     check_disjoint(corpus)
     return corpus

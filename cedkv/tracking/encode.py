@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -32,7 +33,7 @@ def _plain(value: Any) -> tuple[Any, int]:
     if value is None or isinstance(value, str | bool | int):
         return value, 0
     if isinstance(value, float):
-        return (float(value), 0) if value - value == 0.0 else (None, 1)
+        return (float(value), 0) if math.isfinite(value) else (None, 1)
     if isinstance(value, PurePath):
         return str(value), 0
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -63,9 +63,12 @@ def require(path: Path) -> None:
     try:
         ready = _has_schema(path)
     except sqlite3.Error as error:
-        raise UserError(
-            f"tracking store {str(path)!r} cannot be read ({error}); restore it from a backup"
-        ) from error
+        remedy = (
+            "SQLite needs to write beside it even to read: copy the folder and name the copy"
+            if "readonly" in str(error)
+            else "restore it from a backup"
+        )
+        raise UserError(f"tracking store {str(path)!r} cannot be read ({error}); {remedy}") from error
     if not ready:
         raise UserError(f"tracking store {str(path)!r} is empty; a run fills it: train first")
 

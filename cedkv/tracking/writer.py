@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import shutil
 import tempfile
@@ -111,16 +112,14 @@ class RunWriter:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log ``metrics`` at ``step``; values are anything ``float`` takes (numbers, booleans, 0-d tensors)."""
         now = time.time_ns() // 1_000_000
+        numbers = {self._checked(name): float(value) for name, value in metrics.items()}
         records = []
-        for name, value in metrics.items():
-            number = float(value)
-            if name not in self._known:
-                self._known.add(check_key(name))
-            if number - number == 0.0:  # finite
+        for name, number in numbers.items():
+            if math.isfinite(number):
                 records.append(Metric(name, number, now, step))
             else:
                 self._nonfinite[name] += 1
-                records.append(Metric(name, float("nan"), now, step))
+                records.append(Metric(name, math.nan, now, step))
                 records.append(Metric(NONFINITE_PREFIX + name, float(self._nonfinite[name]), now, step))
         self._outbox.put(records)
 
@@ -161,6 +160,11 @@ class RunWriter:
         self.experiment_id = _experiment_id(self._client, self.experiment, self.uri)
         run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
         self.run_id, self.name = run.info.run_id, run.info.run_name
+
+    def _checked(self, name: str) -> str:
+        if name not in self._known:
+            self._known.add(check_key(name))
+        return name
 
     def _log_params(self) -> None:
         params = [Param(name, value) for name, value in self._params]

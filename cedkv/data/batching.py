@@ -1,0 +1,47 @@
+"""From id sequences to batches: equal lengths together, padding on the left where lengths differ."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """B rows of T tokens, padded on the left so that the last position is every row's last token.
+
+    `mask` is None where nothing is padded. `positions` count from each row's first token.
+    """
+
+    ids: Tensor  # [B, T]
+    mask: Tensor | None  # [B, T]
+    positions: Tensor  # [B, T] or [1, T]
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        """Keyword arguments of a model's forward pass."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
+
+def pad_left(sequences: Sequence[tuple[int, ...]], device: torch.device, pad: int = 0) -> Padded:
+    """Stack `sequences`, the shorter ones behind padding."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([[pad] * (width - len(s)) + list(s) for s in sequences], device=device)
+    if all(len(s) == width for s in sequences):
+        return Padded(ids, None, torch.arange(width, device=device)[None])
+    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
+    return Padded(ids, mask, (mask.cumsum(-1) - 1).clamp_min(0))
+
+
+def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `rows`, each group of one length, shortest first, stable within a length."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, length in enumerate(lengths):
+        groups[length].append(index)
+    for length in sorted(groups):
+        members = groups[length]
+        for start in range(0, len(members), rows):
+            yield members[start : start + rows]

@@ -1,0 +1,17 @@
+"""Injection: slots in the attention of a frozen model, and what the model's attention tells about a document."""
+
+from cedkv.injection.attention import AttentionCall, inject, observe
+from cedkv.injection.capture import attention_to, capture, positions_behind
+from cedkv.injection.fan_out import fan_out
+from cedkv.injection.probe import check_routed
+
+__all__ = [
+    "AttentionCall",
+    "attention_to",
+    "capture",
+    "check_routed",
+    "fan_out",
+    "inject",
+    "observe",
+    "positions_behind",
+]

@@ -1,0 +1,1 @@
+"""What a memory is made of: atoms, candidates, anchors, mixtures, states."""

@@ -1,0 +1,173 @@
+"""The bank: every document's anchors and candidates, and the mixture logits that are trained.
+
+Shapes: N documents (= states), H kv heads, S slots, J candidates, D head size, X sink slots. Logits are
+[N, Lw, Hw, S, J] with Lw, Hw = 1 where weights are shared over layers or heads (`mix.share`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cedkv.core.losses import pairwise_slot_overlap, slot_entropy
+from cedkv.memory.atoms import Atoms
+from cedkv.memory.delimiter import mass_penalty
+from cedkv.memory.mixture import Mixture, mix
+from cedkv.memory.state import States
+from cedkv.memory.warm_start import SlotPlan
+
+MixMode = Literal["anchor", "v_only", "kv"]
+Share = Literal["shared", "layer", "head"]
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class MixSpec:
+    """How slots are made from atoms; the configuration's `layer_scope`, `mix`, `memory` and `candidate` in plain values."""
+
+    mode: MixMode
+    share: Share
+    mixture: tuple[int, ...]
+    injection: tuple[int, ...]
+    sink_slots: int
+    mass_cap: float
+    mass_penalty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What `L_str` sums, each a scalar: mean slot entropy (nats), mean pairwise overlap, delimiter penalty."""
+
+    entropy: Tensor
+    overlap: Tensor
+    penalty: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return self.entropy + self.overlap + self.penalty
+
+
+class MemoryBank(nn.Module):
+    """Slots of N documents. The mixture logits are its only parameter; anchors and atoms are constants.
+
+    Raises:
+        ValueError: a mixture layer that is not injected.
+    """
+
+    def __init__(self, atoms: list[Atoms], plans: list[SlotPlan], spec: MixSpec) -> None:
+        super().__init__()
+        missing = set(spec.mixture) - set(spec.injection)
+        if missing:
+            raise ValueError(
+                f"layer_scope.mixture holds layers {sorted(missing)} that layer_scope.injection does not inject"
+            )
+        self.spec = spec
+        self.documents = tuple(a.document for a in atoms)
+        self._anchors = tuple(tuple(p.anchors.tolist()) for p in plans)
+        self._anchor_layers = tuple(tuple(p.layers.tolist()) for p in plans)
+        self.register_buffer("candidates", torch.stack([p.candidates for p in plans]))
+        types = [a.types for a in atoms]
+        self.candidate_types = tuple(
+            tuple(tuple(None if c == PADDING else types[n][c] for c in row) for row in p.candidates.tolist())
+            for n, p in enumerate(plans)
+        )
+        flags = [[[t == "delimiter" for t in row] for row in document] for document in self.candidate_types]
+        self.register_buffer(
+            "is_delimiter", torch.tensor(flags, device=self.candidates.device)[:, None, None]
+        )
+        layers = len(spec.mixture) if spec.share != "shared" else 1
+        heads = next(iter(atoms[0].keys.values())).shape[0] if spec.share == "head" else 1
+        prior = (
+            torch.stack([p.prior for p in plans]).log().masked_fill(self.candidates == PADDING, -torch.inf)
+        )
+        self.logits = nn.Parameter(prior[:, None, None].repeat(1, layers, heads, 1, 1))
+        for layer in spec.injection:
+            self._gather(layer, atoms, plans)
+
+    def _gather(self, layer: int, atoms: list[Atoms], plans: list[SlotPlan]) -> None:
+        """Constants of one layer: anchor keys and values, sinks, and candidate values (and keys for mode `kv`)."""
+        for name in ("keys", "values"):
+            source = [getattr(a, name)[layer] for a in atoms]
+            self._constant(
+                f"anchor_{name}_{layer}", [x[:, p.anchors] for x, p in zip(source, plans, strict=True)]
+            )
+            self._constant(f"sink_{name}_{layer}", [x[:, : self.spec.sink_slots] for x in source])
+            mixed = name == "values" or self.spec.mode == "kv"
+            if mixed and layer in self.spec.mixture and self.spec.mode != "anchor":
+                pools = [x[:, p.candidates.clamp_min(0)] for x, p in zip(source, plans, strict=True)]
+                self._constant(f"pool_{name}_{layer}", pools)
+
+    def _constant(self, name: str, parts: list[Tensor]) -> None:
+        self.register_buffer(name, torch.stack(parts).detach())
+
+    @property
+    def anchors(self) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+        """Per document and slot (chunk, layer, position). A document that fits the context is one chunk, number 0."""
+        return tuple(
+            tuple(
+                (0, self.spec.injection[layer], position)
+                for layer, position in zip(layers, positions, strict=True)
+            )
+            for layers, positions in zip(self._anchor_layers, self._anchors, strict=True)
+        )
+
+    def mixture(self, k: int, rows: Tensor | None = None) -> Mixture:
+        """Mixture of the documents `rows` (all by default): weights [R, Lw, Hw, S, J]."""
+        logits = self.logits if rows is None else self.logits[rows]
+        flags = self.is_delimiter if rows is None else self.is_delimiter[rows]
+        return mix(logits, k, flags, self.spec.mass_cap)
+
+    def states(self, k: int, rows: Tensor | None = None) -> States:
+        """The slots of the documents `rows` (all by default) with the mixture's k largest candidates."""
+        keys, values = {}, {}
+        weights = None if self.spec.mode == "anchor" else self.mixture(k, rows).weights
+        for layer in self.spec.injection:
+            keys[layer] = self._slots("keys", layer, weights, rows)
+            values[layer] = self._slots("values", layer, weights, rows)
+        return States(keys, values)
+
+    def _slots(self, name: str, layer: int, weights: Tensor | None, rows: Tensor | None) -> Tensor:
+        """[R, H, S + X, D]: the sinks, then the slots, mixed where the mode and the layer say so."""
+
+        def constant(prefix: str) -> Tensor:
+            tensor = getattr(self, f"{prefix}_{name}_{layer}")
+            return tensor if rows is None else tensor[rows]
+
+        slots = constant("anchor")
+        if weights is not None and hasattr(self, f"pool_{name}_{layer}"):
+            per_layer = weights[:, self.spec.mixture.index(layer)] if weights.shape[1] > 1 else weights[:, 0]
+            pool = constant("pool")
+            per_head = per_layer.expand(-1, pool.shape[1], -1, -1).to(pool.dtype)
+            slots = torch.einsum("nhsj,nhsjd->nhsd", per_head, pool)
+        return torch.cat([constant("sink"), slots], dim=2) if self.spec.sink_slots else slots
+
+    def structure(self, k: int, rows: Tensor | None = None) -> Structure:
+        """The parts of `L_str` for the documents `rows`."""
+        mixture = self.mixture(k, rows)
+        candidates = self.candidates if rows is None else self.candidates[rows]
+        index = candidates.clamp_min(0)[:, None, None].expand_as(mixture.weights)
+        atoms = int(self.candidates.max()) + 1
+        common = mixture.weights.new_zeros(*mixture.weights.shape[:-1], atoms).scatter_add(
+            -1, index, mixture.weights
+        )
+        return Structure(
+            slot_entropy(mixture.weights).mean(),
+            pairwise_slot_overlap(common).mean(),
+            self.spec.mass_penalty * mass_penalty(mixture.delimiter_mass, self.spec.mass_cap),
+        )
+
+    @torch.no_grad()
+    def type_mass(self, k: int) -> dict[str, Tensor]:
+        """Mixture mass by atom type, [N, S] each, averaged over the axes of `mix.share`; in mode `anchor` all on anchors."""
+        weights = self.mixture(k).weights.mean((1, 2))
+        if self.spec.mode == "anchor":
+            weights = torch.zeros_like(weights)
+            weights[..., 0] = 1.0
+        found: dict[str, Tensor] = {}
+        for kind in sorted({t for d in self.candidate_types for row in d for t in row if t is not None}):
+            flags = [[[t == kind for t in row] for row in document] for document in self.candidate_types]
+            found[kind] = (weights * torch.tensor(flags, device=weights.device)).sum(-1)
+        return found

@@ -1,0 +1,75 @@
+"""What is injected: slots with keys and values, for one or many states.
+
+Shapes: N states, L layers, H kv heads, S slots, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Keys and values per injected layer, each [N, H, S, D]; keys are post-RoPE, at the distance the prompt meets them.
+
+    `positions` [S] is set for whole documents only (N = 1): where each slot stands relative to the first token of the
+    input. Layers with a sliding window then hide slots out of their reach, as in the teacher's context; such rows must
+    not be padded. Slots of a memory have no positions: every prompt token sees them at every injected layer.
+    """
+
+    keys: Mapping[int, Tensor]
+    values: Mapping[int, Tensor]
+    positions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.keys.keys() != self.values.keys() or not self.keys:
+            raise ValueError(
+                f"layers of keys {sorted(self.keys)} and values {sorted(self.values)} must be equal and not empty"
+            )
+        if self.positions is not None and self.count != 1:
+            raise ValueError(f"slot positions are for one state, not for {self.count}")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.keys))
+
+    @property
+    def count(self) -> int:
+        return next(iter(self.keys.values())).shape[0]
+
+    @property
+    def slots(self) -> int:
+        return next(iter(self.keys.values())).shape[2]
+
+    def select(self, rows: Tensor) -> States:
+        """The states `rows` [R] (indices, repeats allowed), in that order."""
+        pick = {layer: (self.keys[layer][rows], self.values[layer][rows]) for layer in self.layers}
+        return States(
+            {i: k for i, (k, _) in pick.items()}, {i: v for i, (_, v) in pick.items()}, self.positions
+        )
+
+    def detach(self) -> States:
+        return States(
+            {i: k.detach() for i, k in self.keys.items()},
+            {i: v.detach() for i, v in self.values.items()},
+            self.positions,
+        )
+
+    def empty(self) -> States:
+        """The same layers without a slot: injecting it is injecting nothing."""
+        return States(
+            {i: k[:, :, :0] for i, k in self.keys.items()}, {i: v[:, :, :0] for i, v in self.values.items()}
+        )
+
+    @staticmethod
+    def stack(parts: list[States]) -> States:
+        """One `States` of all `parts`, which share layers and slot count."""
+        layers = parts[0].layers
+        return States(
+            {i: torch.cat([p.keys[i] for p in parts]) for i in layers},
+            {i: torch.cat([p.values[i] for p in parts]) for i in layers},
+        )

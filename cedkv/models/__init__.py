@@ -1,0 +1,1 @@
+"""Causal LMs: loading, fingerprints, attention layers, the embedded model."""

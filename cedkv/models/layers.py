@@ -1,0 +1,86 @@
+"""Which layers attend, and what a layer scope names.
+
+Scopes count *attention* layers: in a hybrid where one layer of four attends, `top25` is a quarter of those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from cedkv.core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention layer: the index the model gives it and its sliding window in tokens (None: global)."""
+
+    index: int
+    window: int | None
+
+
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer]:
+    """The decoder's attention modules in layer order.
+
+    They are recognised by what the attention interface itself relies on: a `layer_idx` and a causal flag.
+    """
+    found: dict[nn.Module, AttentionLayer] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if (
+            isinstance(index, int)
+            and hasattr(module, "is_causal")
+            and not getattr(module, "is_cross_attention", False)
+        ):
+            found[module] = AttentionLayer(index, _window(model, module, index))
+    return dict(sorted(found.items(), key=lambda item: item[1].index))
+
+
+def _window(model: PreTrainedModel, module: nn.Module, index: int) -> int | None:
+    """The module's own window; failing that, the one its configuration gives this layer."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    config = model.config.get_text_config()
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[index] != "sliding_attention":
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def uses_rope(model: PreTrainedModel) -> bool:
+    """Whether positions enter by rotation, so that a key can be moved to another distance."""
+    return any("rotary" in type(module).__name__.lower() for module in model.modules())
+
+
+def resolve_scope(scope: str | list[int] | tuple[int, ...], layers: list[AttentionLayer]) -> tuple[int, ...]:
+    """Layer indices, ascending, that `scope` names.
+
+    Args:
+        scope: `all`, `full_attention`, `topNN` (the last `ceil(NN/100 · n)` attention layers) or explicit indices.
+        layers: the model's attention layers in order.
+
+    Raises:
+        UserError: the scope names a layer that does not attend, or none at all.
+    """
+    indices = [layer.index for layer in layers]
+    if not isinstance(scope, str):
+        unknown = sorted(set(scope) - set(indices))
+        if unknown:
+            raise UserError(
+                f"layer_scope names layer {unknown[0]}, but attention layers are {indices}: choose among them"
+            )
+        chosen = sorted(set(scope))
+    elif scope == "all":
+        chosen = indices
+    elif scope == "full_attention":
+        chosen = [layer.index for layer in layers if layer.window is None]
+    else:
+        share = int(scope.removeprefix("top"))
+        chosen = indices[-share * len(indices) // 100 :]  # the last ceil(share · n), in whole numbers
+    if not chosen:
+        raise UserError(
+            f"layer_scope {scope!r} names no layer of this model: use topNN, all or explicit indices"
+        )
+    return tuple(chosen)

@@ -1,0 +1,120 @@
+"""Load a frozen causal LM and its tokenizer, and give them a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as hf_logging
+
+from cedkv.core.errors import UserError
+from cedkv.models.tiny import EMBEDDED
+
+# Families whose attention does not pass through transformers' attention interface: slots would be ignored.
+UNROUTED = frozenset(
+    "bloom codegen ctrl falcon gpt_neo gptj gpt_neox_japanese mpt openai-gpt reformer transfo-xl xglm xlnet".split()
+)
+ATTENTION_FREE = frozenset("falcon_mamba mamba mamba2 rwkv xlstm".split())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, its tokenizer and the hash of its configuration and weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+
+
+def pick_device(device: str) -> str:
+    """`auto` means the GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"model.device is {device!r}, but this torch sees no CUDA device: use 'cpu' or 'auto'"
+        )
+    return device
+
+
+def refuse_unrouted(model_type: str) -> None:
+    """Refuse the families slots cannot reach, by name."""
+    if model_type in ATTENTION_FREE:
+        raise UserError(
+            f"model family {model_type!r} has no attention: a key/value memory has nowhere to go; use an attention model"
+        )
+    if model_type in UNROUTED:
+        raise UserError(
+            f"model family {model_type!r} does not route its attention through transformers' attention interface, "
+            "so injected slots would be ignored: use a family that does (llama, qwen2, qwen3, gemma3, mistral, gpt2, ...)"
+        )
+
+
+def load_model(
+    name_or_path: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load `name_or_path` (`embedded`, a folder or a hub name) from safetensors, frozen.
+
+    Raises:
+        UserError: nothing loadable there, or a family that slots cannot reach.
+    """
+    source = str(EMBEDDED) if name_or_path == "embedded" else name_or_path
+    options = {"trust_remote_code": trust_remote_code}
+    hf_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        refuse_unrouted(config.model_type)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        # sdpa cannot apply gemma2's soft cap on logits; eager can.
+        attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            **options,
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.name_or_path {name_or_path!r} cannot be loaded ({reason}): give 'embedded', a folder with config.json, "
+            "model.safetensors and tokenizer.json, or the name of a cached hub model"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"model {name_or_path!r} has no fast tokenizer (tokenizer.json): atom types need character offsets"
+        )
+    model = model.to(pick_device(device)).eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer, fingerprint(model))
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over what the model computes: its configuration (without paths and versions) and every weight's bytes."""
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().data)
+    return digest.hexdigest()

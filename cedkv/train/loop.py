@@ -1,0 +1,336 @@
+"""The loop around the step: minibatches, hard pool, eval ticks, dual, constraint warnings.
+
+Every stream of random numbers has a generator of its own, so that a change in one never moves another.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cedkv import ledger
+from cedkv.core import stats
+from cedkv.core.dual import DualRule, DualState
+from cedkv.core.schedule import topk_at
+from cedkv.core.warn import ConstraintWarn, WarnState
+from cedkv.evaluate import Ids, StressResult, stress
+from cedkv.train.experiment import Experiment
+from cedkv.train.hard_pool import HardPool, mine
+from cedkv.train.step import Weights, loss_terms
+
+
+class Log(Protocol):
+    """What the loop needs of a run that is open for writing."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Log `metrics` at `step`."""
+
+
+class ConstraintViolatedError(RuntimeError):
+    """A confirmed violation with `constraint_warn.action: abort`. The run ends FAILED."""
+
+
+@dataclass(slots=True)
+class Traces:
+    """Rows of the trace artifacts, as they come."""
+
+    loss: list[dict[str, Any]] = field(default_factory=list)
+    dual: list[dict[str, Any]] = field(default_factory=list)
+    topk: list[dict[str, Any]] = field(default_factory=list)
+    mass: list[dict[str, Any]] = field(default_factory=list)
+    warn: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where the loop ended: the step, the k in force and the last stress evaluation of the memory kept."""
+
+    step: int
+    k: int
+    stress: StressResult
+
+
+class Clock:
+    """Seconds by part of the run, for `perf/seconds_*`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what the block takes to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """Totals so far by their names in the log."""
+        return {ledger.seconds(name): value for name, value in self.seconds.items()}
+
+
+class Trainer:
+    """Phase 3 on a prepared experiment. `run` is the whole of it; Phase 2 is one `tick` and no step."""
+
+    def __init__(self, experiment: Experiment, log: Log, *, warn: Callable[[str], None]) -> None:
+        self.experiment, self.log, self.warn = experiment, log, warn
+        self.phase3 = experiment.config.phase3
+        self.model, self.bank = experiment.model, experiment.bank
+        self.off = [row.prompt for row in experiment.encoded.off_train]
+        self.stress_prompts = [row.prompt for row in experiment.encoded.stress]
+        train, dual = self.phase3.train, self.phase3.train.lambda_off.dual
+        limit = self.phase3.thresholds.off_delta_p99_max
+        self.rule = DualRule(
+            eta=dual.eta,
+            ema_beta=dual.ema_beta,
+            update_every=dual.update_every,
+            lambda_min=dual.lambda_min,
+            lambda_max=dual.lambda_max,
+            delta_clip=dual.delta_clip,
+            threshold=limit,
+        )
+        self.dual = DualState(self.phase3.loss.lambda_off)
+        constraint = train.constraint_warn
+        self.constraint = ConstraintWarn(limit, constraint.margin, constraint.patience_eval_ticks)
+        self.warning = WarnState()
+        self.traces, self.clock = Traces(), Clock()
+        self.optimiser = torch.optim.Adam([self.bank.logits], lr=train.lr)
+        self.on_order = torch.Generator().manual_seed(train.seed)
+        self.off_order = torch.Generator().manual_seed(train.seed + 1)
+        self.pool = HardPool((), ())
+        self.ticks = self.nonfinite = 0
+        self.best: tuple[float, Tensor, int] | None = None  # (ON loss, logits, k) of the best feasible tick
+        self.last_on = math.inf
+
+    def k_at(self, step: int) -> int:
+        """Candidates a slot may mix at `step`."""
+        train = self.phase3.train
+        return topk_at(min(1.0, step / train.steps), train.topk_schedule, train.topk_milestones)
+
+    def run(self) -> Iterator[Outcome | None]:
+        """Train; yields None after every step and the outcome at the end."""
+        train = self.phase3.train
+        started = time.perf_counter()
+        for step in range(train.steps):
+            if self.rule.due(step) and self.tick(step) is None:
+                yield self._stopped(step)
+                return
+            if step % train.hard_pool_refresh == 0:
+                self._mine(step)
+            with self.clock.part("train"):
+                metrics = self._step(step)
+            metrics[ledger.STEPS_PER_SECOND] = (step + 1) / (time.perf_counter() - started)
+            self.log.log_metrics(metrics, step)
+            yield None
+        result = self.tick(train.steps)
+        yield (
+            self._stopped(train.steps)
+            if result is None
+            else Outcome(train.steps, self.k_at(train.steps), result)
+        )
+
+    # ---- one optimiser step ------------------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> dict[str, float]:
+        experiment, loss, train = self.experiment, self.phase3.loss, self.phase3.train
+        k = self.k_at(step)
+        on = torch.randperm(len(experiment.encoded.on_train), generator=self.on_order)[
+            : train.on_batch
+        ].tolist()
+        terms = loss_terms(
+            self.model,
+            self.bank,
+            k,
+            on=[experiment.encoded.on_train[i] for i in on],
+            teacher=[experiment.train.teacher[i] for i in on],
+            on_kind=loss.on.type,
+            off=self._off_batch(),
+            tail_fraction=loss.off.cvar_tail_fraction,
+            batch_rows=self.phase3.eval.batch_rows,
+        )
+        total = terms.total(Weights(loss.lambda_on, self.dual.lambda_off, loss.lambda_str))
+        self.optimiser.zero_grad()
+        total.backward()
+        gradient = self.bank.logits.grad
+        norm = float("nan") if gradient is None else gradient.norm().item()
+        if math.isfinite(total.item()) and math.isfinite(norm):
+            self.optimiser.step()
+        else:
+            self.nonfinite += 1
+        self.last_on = terms.on.item()
+        losses = {
+            ledger.LOSS: total.item(),
+            ledger.LOSS_ON: terms.on.item(),
+            ledger.LOSS_OFF: terms.off.item(),
+            ledger.LOSS_STR: terms.structure.item(),
+        }
+        self.traces.loss.append({"step": step, **losses})
+        if not self.traces.topk or self.traces.topk[-1]["topk"] != k:
+            self.traces.topk.append({"step": step, "topk": k})
+        return {
+            **losses,
+            **self._mass(step, k),
+            ledger.LAMBDA_OFF: self.dual.lambda_off,
+            ledger.TOPK: k,
+            ledger.GRAD_NORM: norm,
+            ledger.NONFINITE_STEPS: self.nonfinite,
+            ledger.SLOT_MASS_ON: terms.slot_mass_on,
+            ledger.SLOT_MASS_OFF: terms.slot_mass_off,
+            ledger.EFFECTIVE_POPULATION_TAIL: loss.off.cvar_tail_fraction
+            * len(self._off_source())
+            / len(self.off),
+        }
+
+    def _off_source(self) -> list[Ids]:
+        if self.phase3.loss.off.train_source == "hard_pool":
+            return [self.off[i] for i in self.pool.indices]
+        return self.stress_prompts  # debug only
+
+    def _off_batch(self) -> list[Ids]:
+        source = self._off_source()
+        order = torch.randperm(len(source), generator=self.off_order)[: self.phase3.train.off_batch]
+        return [source[i] for i in order.tolist()]
+
+    def _mine(self, step: int) -> None:
+        with self.clock.part("hard_pool"):
+            states = self.bank.states(self.k_at(step)).detach()
+            size, rows = self.phase3.loss.off.hard_pool_size, self.phase3.eval.batch_rows
+            self.pool = mine(self.model, states, self.off, size, batch_rows=rows)
+
+    def _mass(self, step: int, k: int) -> dict[str, float]:
+        """Mixture mass by atom type: the mean over slots, and the largest delimiter mass of a slot."""
+        if not self.phase3.reporting.atom_type_mass:
+            return {}
+        by_type = self.bank.type_mass(k)
+        row = {kind: by_type[kind].mean().item() if kind in by_type else 0.0 for kind in ledger.ATOM_TYPES}
+        delimiter = by_type.get(ledger.DELIMITER)
+        most = 0.0 if delimiter is None else delimiter.max().item()
+        self.traces.mass.append({"step": step, **row, "delimiter_slot_max": most})
+        return {ledger.atom_mass(kind): value for kind, value in row.items()} | {
+            ledger.DELIMITER_SLOT_MAX: most
+        }
+
+    # ---- eval ticks --------------------------------------------------------------------------------------------------
+
+    def tick(self, step: int) -> StressResult | None:
+        """Measure the fixed stress set, move λ_off, watch the constraint. None: an early stop was confirmed."""
+        k = self.k_at(step)
+        with self.clock.part("stress_eval"):
+            states = self.bank.states(k).detach()
+            result = stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+        deltas = result.delta.tolist()
+        p99 = _p99(deltas)
+        self._move_lambda(step, p99)
+        stopped = self._watch(step, p99)
+        feasible = p99 <= self.phase3.thresholds.off_delta_p99_max
+        if feasible and (self.best is None or self.last_on <= self.best[0]):
+            self.best = (self.last_on, self.bank.logits.detach().clone(), k)
+        self.log.log_metrics(
+            {
+                ledger.P99_STRESS: p99,
+                ledger.P99_TYPICAL: _p99(result.typical.tolist()),
+                ledger.MEAN_STRESS: sum(deltas) / len(deltas),
+                ledger.MAX_STRESS: max(deltas),
+                ledger.P99_UPPER: stats.upper_bound(deltas) if math.isfinite(p99) else math.nan,
+                ledger.LAMBDA_OFF: self.dual.lambda_off,
+                **self.clock.metrics(),
+            },
+            step,
+        )
+        self.ticks += 1
+        return None if stopped else result
+
+    def _move_lambda(self, step: int, p99: float) -> None:
+        """The dual's update; in debug its source may be the hard pool, and its tag says so."""
+        source = self.phase3.train.lambda_off.dual.metric_source
+        raw = p99 if source == ledger.SOURCE_FIXED else _p99(self._pool_deltas(step))
+        self.dual = self.rule.update(self.dual, raw)
+        ema = math.nan if self.dual.p99_ema is None else self.dual.p99_ema
+        self.traces.dual.append(
+            {
+                "tick": self.ticks,
+                "step": step,
+                "p99_raw": raw,
+                "p99_ema": ema,
+                "delta": self.dual.delta,
+                "lambda_off": self.dual.lambda_off,
+            }
+        )
+        self.log.log_metrics({ledger.P99_RAW: raw, ledger.P99_EMA: ema}, step)
+
+    def _pool_deltas(self, step: int) -> list[float]:
+        if not self.pool.deltas:
+            self._mine(step)
+        return list(self.pool.deltas)
+
+    def _watch(self, step: int, p99: float) -> bool:
+        """Constraint warning: True where a confirmed violation stops the run early."""
+        constraint = self.phase3.train.constraint_warn
+        if not constraint.enabled or self.ticks % constraint.eval_every:
+            return False
+        source = self.phase3.loss.off.constraint_source
+        value = p99 if source == ledger.SOURCE_FIXED else _p99(self._pool_deltas(step))
+        self.warning = self.constraint.observe(self.warning, value)
+        verified = self._verify(step) if self.warning.onset else None
+        self.traces.warn.append(
+            {
+                "tick": self.ticks,
+                "step": step,
+                "value": value,
+                "limit": self.constraint.limit,
+                "margin": self.constraint.margin,
+                "consecutive": self.warning.consecutive,
+                "triggered": self.warning.triggered,
+                "verified": verified,
+            }
+        )
+        self.log.log_metrics(
+            {
+                ledger.WARN_CONSECUTIVE: self.warning.consecutive,
+                ledger.WARN_TRIGGERED: self.warning.triggered,
+            },
+            step,
+        )
+        confirmed = verified is not None and verified > self.constraint.limit + self.constraint.margin
+        if not confirmed:
+            return False
+        told = (
+            f"step {step}: off_delta_p99_stress {verified:.4g} nats is over its limit {self.constraint.limit:g} "
+            f"for {self.warning.consecutive} eval ticks, confirmed by plain forward passes"
+        )
+        if constraint.action == "abort":
+            raise ConstraintViolatedError(told)
+        self.warn(told)
+        return constraint.action == "early_stop"
+
+    def _verify(self, step: int) -> float:
+        """The p99 of the whole fixed set by plain forward passes of the whole model."""
+        with self.clock.part("verify"):
+            states = self.bank.states(self.k_at(step)).detach()
+            rows = self.phase3.eval.batch_rows
+            result = stress(self.model, states, self.stress_prompts, batch_rows=rows, plain=True)
+        return _p99(result.delta.tolist())
+
+    def _stopped(self, step: int) -> Outcome:
+        """Back to the best feasible memory, if there was one; its stress is measured again."""
+        k = self.k_at(step)
+        if self.best is not None:
+            with torch.no_grad():
+                self.bank.logits.copy_(self.best[1])
+            k = self.best[2]
+        states = self.bank.states(k).detach()
+        result = stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+        return Outcome(step, k, result)
+
+
+def _p99(values: list[float]) -> float:
+    """p99 as an order statistic; NaN where any value is not a number."""
+    return math.nan if any(map(math.isnan, values)) else stats.order_statistic_quantile(values)

@@ -1,0 +1,238 @@
+"""A run from configuration to verdict: prepare, train, evaluate, log, publish."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from cedkv import ledger
+from cedkv.config import Config, config_hash, dump_yaml
+from cedkv.core.errors import UserError
+from cedkv.core.losses import kl_divergence
+from cedkv.data.batching import pad_left
+from cedkv.data.records import hashes
+from cedkv.evaluate import next_log_probs, stress
+from cedkv.injection import inject
+from cedkv.memory.export import write_memory
+from cedkv.release.measure import on_metrics, stress_metrics
+from cedkv.tracking import lineage
+from cedkv.tracking.record import StressRow
+from cedkv.tracking.store import project_root, resolve_uri
+from cedkv.tracking.writer import RunWriter
+from cedkv.train.experiment import FAN_OUT_TOLERANCE, Experiment, prepare
+from cedkv.train.loop import Outcome, Trainer
+from cedkv.train.publish import publish
+from cedkv.train.tables import on_rows, stress_rows, worst_rows
+
+LINE_EVERY = 10
+"""Steps between two lines of progress where no terminal shows a bar."""
+
+
+def run_training(config: Config, *, phase: int, explore: bool = False, progress: bool = True) -> str:
+    """Run Phase 2 (the baseline: anchors assembled and evaluated) or Phase 3 (training), and log all of it.
+
+    Args:
+        config: resolved; `phase` and strictness are part of it.
+        explore: flag the run for the exploration milestone.
+        progress: show where it stands on the error stream.
+
+    Returns:
+        The id of the run.
+
+    Raises:
+        UserError: anything the user can mend; nothing is logged then.
+    """
+    process = PartialState()
+    if process.num_processes > 1:
+        raise UserError(
+            f"{process.num_processes} processes were launched, but this release trains in one: use --num_processes 1"
+        )
+    uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
+    torch.manual_seed(config.phase3.train.seed)
+    _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
+    experiment = prepare(config, phase)
+    _check_fast_path(config, experiment, progress)
+    tags = _tags(config, experiment, phase, explore)
+    run_name = config.tracking.run_name
+    parameters = config.model_dump(mode="json", exclude={"base_dir"})
+    with RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run:
+        _log_inputs(run, config, experiment)
+        trainer = Trainer(experiment, run, warn=lambda message: _say(True, f"warning: {message}"))
+        try:
+            outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
+            _log_result(run, experiment, outcome)
+        finally:
+            _log_traces(run, trainer)
+    publish(run.run_id, uri)
+    return run.run_id
+
+
+def _say(progress: bool, message: str) -> None:
+    if progress:
+        print(f"cedkv: {message}", file=sys.stderr, flush=True)
+
+
+def _check_fast_path(config: Config, experiment: Experiment, progress: bool) -> None:
+    """The shared forward pass must be the plain one, to rounding."""
+    error = experiment.fan_out_max_error
+    if error <= FAN_OUT_TOLERANCE:
+        return
+    told = (
+        f"the shared forward pass differs from the plain one by {error:.3g} nats on this model, more than "
+        f"{FAN_OUT_TOLERANCE:g}"
+    )
+    if config.phase3.runtime.strict_hf:
+        raise UserError(f"{told}: --phase3-strict-hf refuses it; use float32 or another model")
+    _say(progress, f"warning: {told}")
+
+
+def _tags(config: Config, experiment: Experiment, phase: int, explore: bool) -> dict[str, str]:
+    runtime, loss = config.phase3.runtime, config.phase3.loss
+    contents = hashes(experiment.corpus)
+    tags = {
+        ledger.TAG_SCHEMA: ledger.SCHEMA_VERSION,
+        ledger.TAG_PHASE: str(phase),
+        ledger.TAG_CONFIG_HASH: config_hash(config),
+        ledger.TAG_MODEL: experiment.loaded.fingerprint,
+        ledger.TAG_WORLD_SIZE: "1",
+        ledger.TAG_POLICY_MODE: runtime.policy_mode,
+        ledger.TAG_STRICT_HF: str(runtime.strict_hf).lower(),
+        # The stress metrics have one source in the code; the dual's is configured.
+        ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
+        ledger.TAG_SOURCE_LAMBDA: config.phase3.train.lambda_off.dual.metric_source,
+        **{f"cedkv.hash.{name}": content["sha256"] for name, content in contents.items()},
+        **lineage.collect(threads=torch.get_num_threads()),
+    }
+    assert loss.source == "hf"
+    if explore:
+        tags[config.phase3.milestone.explore.flag] = ledger.TRUE
+    return tags
+
+
+def _log_inputs(run: RunWriter, config: Config, experiment: Experiment) -> None:
+    fixed = config.phase3.eval.off_fixed_stress
+    contents: dict[str, Any] = hashes(experiment.corpus)
+    contents["stress"] |= {
+        "size": contents["stress"]["count"],
+        "seed": fixed.seed,
+        "sampling": fixed.sampling,
+        "definition": fixed.definition,
+    }
+    run.log_text(ledger.CONFIG_RESOLVED, dump_yaml(config))
+    run.log_jsonl(ledger.STRESS_SET, (row.row() for row in experiment.corpus.stress))
+    run.log_json(ledger.DATA_SPEC, {"schema": 1, **contents})
+
+
+def _baseline(trainer: Trainer) -> Outcome:
+    """Phase 2: nothing is trained; the anchors' stress is measured once."""
+    experiment = trainer.experiment
+    k = experiment.config.phase3.candidate.pool_size
+    prompts, rows = trainer.stress_prompts, experiment.config.phase3.eval.batch_rows
+    with trainer.clock.part("stress_eval"):
+        states = experiment.bank.states(k).detach()
+        return Outcome(0, k, stress(experiment.model, states, prompts, batch_rows=rows))
+
+
+def _train(trainer: Trainer, progress: bool) -> Outcome:
+    steps = trainer.phase3.train.steps
+    bar = tqdm(total=steps, desc="phase 3", unit="step", disable=not (progress and sys.stderr.isatty()))
+    outcome = None
+    with bar:
+        for outcome in trainer.run():
+            if outcome is not None:
+                break
+            bar.update()
+            done = len(trainer.traces.loss)
+            if bar.disable and progress and (done % LINE_EVERY == 0 or done == steps):
+                _say(True, _line(done, steps, trainer))
+    assert outcome is not None
+    return outcome
+
+
+def _line(done: int, steps: int, trainer: Trainer) -> str:
+    last, dual = trainer.traces.loss[-1], trainer.traces.dual[-1]
+    losses = "  ".join(f"{name} {last[key]:.4f}" for name, key in _LINE_LOSSES.items())
+    return f"step {done}/{steps}  {losses}  p99 {dual['p99_raw']:.4g}  lambda_off {dual['lambda_off']:.3f}"
+
+
+_LINE_LOSSES: Mapping[str, str] = {"on": ledger.LOSS_ON, "off": ledger.LOSS_OFF, "str": ledger.LOSS_STR}
+
+
+def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> None:
+    """The memory, the per-prompt tables, and the scalars the gates judge."""
+    states = experiment.bank.states(outcome.k).detach()
+    stress_table = stress_rows(experiment, outcome.stress)
+    on_table = on_rows(experiment, states)
+    run.log_jsonl(ledger.TABLE_STRESS, map(asdict, stress_table))
+    run.log_jsonl(ledger.TABLE_ON, map(asdict, on_table))
+    run.log_json(ledger.STRESS_TOP, [asdict(row) for row in worst_rows(stress_table)])
+    run.log_metrics(
+        {
+            ledger.NULL_INJECTION_MAX_KL: null_injection_max_kl(experiment, outcome.k),
+            ledger.TEACHER_CACHE_MAX_KL: experiment.teacher_cache_max_kl,
+            ledger.FAN_OUT_MAX_KL: experiment.fan_out_max_error,
+            **on_metrics(on_table),
+            **_finite_stress(stress_table),
+        },
+        outcome.step,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tensors, meta = write_memory(
+            Path(folder),
+            experiment.bank,
+            outcome.k,
+            experiment.loaded.fingerprint,
+            config_hash(experiment.config),
+        )
+        run.log_file(ledger.MEMORY_TENSORS, tensors)
+        run.log_file(ledger.MEMORY_META, meta)
+
+
+def _finite_stress(table: tuple[StressRow, ...]) -> dict[str, float]:
+    """The stress scalars; too few prompts have no upper bound, which is logged as not a number."""
+    return stress_metrics(table)
+
+
+@torch.no_grad()
+def null_injection_max_kl(experiment: Experiment, k: int) -> float:
+    """Largest KL between the bare model and the model with an empty memory, after a real memory was injected and left.
+
+    Measured on all OFF training prompts; the gate asks for exactly 0.
+    """
+    model, states = experiment.model, experiment.bank.states(k).detach()
+    rows = experiment.config.phase3.eval.batch_rows
+    prompts = [row.prompt for row in experiment.encoded.off_train]
+    worst = 0.0
+    for start in range(0, len(prompts), rows):
+        batch = pad_left(prompts[start : start + rows], model.device)
+        base = next_log_probs(model, batch)
+        one = states.select(torch.tensor([0], device=model.device))
+        with inject(model, one):
+            next_log_probs(model, batch)
+        with inject(model, one.empty()):
+            null = next_log_probs(model, batch)
+        worst = max(worst, kl_divergence(null, base).max().item())
+    return worst
+
+
+def _log_traces(run: RunWriter, trainer: Trainer) -> None:
+    traces = trainer.traces
+    if not traces.dual:
+        return
+    for name, rows in (
+        (ledger.LOSS_CURVE, traces.loss),
+        (ledger.LAMBDA_TRACE, traces.dual),
+        (ledger.TOPK_TRACE, traces.topk),
+        (ledger.ATOM_TYPE_MASS, traces.mass),
+        (ledger.WARN_TRACE, traces.warn),
+    ):
+        run.log_json(name, rows)

@@ -1,0 +1,89 @@
+"""The per-prompt tables of a run, from what was measured: the evidence every gate judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cedkv.evaluate import StressResult, answer_log_probs, mean_kl, score_answers
+from cedkv.memory.state import States
+from cedkv.tracking.record import OnRow, StressRow
+from cedkv.train.experiment import Experiment
+
+TOP_SHARE = 0.01
+"""Share of the stress prompts shown as the worst."""
+
+
+def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow, ...]:
+    """One row per prompt of the fixed stress set, in its order."""
+    names = experiment.bank.documents
+    decode = experiment.loaded.tokenizer.convert_ids_to_tokens
+    delta, worst = result.delta.tolist(), result.worst_state.tolist()
+    typical, assigned = result.typical.tolist(), result.typical_state.tolist()
+    student = result.student_top.gather(1, result.worst_state[:, None])[:, 0].tolist()
+    return tuple(
+        StressRow(
+            id=row.source.id,
+            prompt=row.source.prompt,
+            family=row.source.family,
+            stress_delta=delta[u],
+            state=names[worst[u]],
+            typical=typical[u],
+            typical_state=names[assigned[u]],
+            base_top=decode(base_top),
+            student_top=decode(student[u]),
+        )
+        for u, (row, base_top) in enumerate(
+            zip(experiment.encoded.stress, result.base_top.tolist(), strict=True)
+        )
+    )
+
+
+@torch.no_grad()
+def on_rows(experiment: Experiment, states: States) -> tuple[OnRow, ...]:
+    """One row per ON evaluation prompt, its document's state injected."""
+    prompts = experiment.encoded.on_eval
+    answers = [row.answer for row in prompts]
+    base, teacher = experiment.evaluation.base, experiment.evaluation.teacher
+    student = answer_log_probs(
+        experiment.model,
+        [row.prompt for row in prompts],
+        answers,
+        batch_rows=experiment.config.phase3.eval.batch_rows,
+        states=states,
+        rows=_documents(prompts, experiment.loaded.device),
+    )
+    by_base, by_student, by_teacher = (score_answers(x, answers) for x in (base, student, teacher))
+    kl_student, kl_base = mean_kl(teacher, student), mean_kl(teacher, base)
+    kl_moved = mean_kl(student, base)
+    return tuple(
+        OnRow(
+            id=row.source.id,
+            document=row.source.document,
+            prompt=row.source.prompt,
+            answer=row.source.answer,
+            tokens=len(row.answer),
+            base_correct=by_base.correct[i],
+            student_correct=by_student.correct[i],
+            teacher_correct=by_teacher.correct[i],
+            base_logp=by_base.logp[i],
+            student_logp=by_student.logp[i],
+            teacher_logp=by_teacher.logp[i],
+            kl_teacher_student=kl_student[i],
+            kl_teacher_base=kl_base[i],
+            kl_student_base=kl_moved[i],
+        )
+        for i, row in enumerate(prompts)
+    )
+
+
+def _documents(prompts: Sequence[object], device: torch.device) -> Tensor:
+    return torch.tensor([row.document for row in prompts], device=device)  # type: ignore[attr-defined]
+
+
+def worst_rows(rows: Sequence[StressRow]) -> list[StressRow]:
+    """The worst 1 % of the prompts, at least one, the worst first."""
+    count = max(1, round(TOP_SHARE * len(rows)))
+    return sorted(rows, key=lambda row: row.stress_delta, reverse=True)[:count]
