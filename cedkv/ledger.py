@@ -34,6 +34,7 @@ EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fra
 NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
 ATOM_MASS_PREFIX: Final = "atom_mass/"
 DELIMITER_SLOT_MAX: Final = "atom_mass/delimiter_slot_max"  # largest delimiter mass of a slot, after the cap
+TEACHER_READS_PREFIX: Final = "teacher_reads/"  # share of ON attention on the document by atom type
 SLOT_MASS_ON: Final = "slot_mass/on"  # attention mass on the slots, ON prompts
 SLOT_MASS_OFF: Final = "slot_mass/off"
 

@@ -78,10 +78,17 @@ class Fact:
         return (self.entity, self.attribute)
 
 
-def draw_facts(rng: random.Random, count: int, taken: Collection[tuple[str, str]] = ()) -> list[Fact]:
-    """`count` facts over about half as many entities, none about a pair in `taken`."""
-    entities = rng.sample(lx.NAMES, max(2, (count + 1) // 2))
-    pairs = [(e, a) for e in entities for a in lx.ATTRIBUTES if (e, a) not in taken]
+def draw_facts(
+    rng: random.Random, count: int, taken: Collection[tuple[str, str]] = (), *, crowded: bool = False
+) -> list[Fact]:
+    """`count` facts over about half as many entities, none about a pair in `taken`.
+
+    Args:
+        crowded: few attributes and many entities, so that an attribute alone hardly ever tells the fact.
+    """
+    attributes = rng.sample(list(lx.ATTRIBUTES), rng.randint(1, 3)) if crowded else list(lx.ATTRIBUTES)
+    entities = rng.sample(lx.NAMES, count if crowded else max(2, (count + 1) // 2))
+    pairs = [(e, a) for e in entities for a in attributes if (e, a) not in taken]
     return [Fact(e, a, rng.choice(lx.ATTRIBUTES[a])) for e, a in rng.sample(pairs, count)]
 
 

@@ -27,3 +27,8 @@ class Atoms:
         """The whole document as one state: injected at all layers it stands for the teacher's context."""
         keys = {i: k[None] for i, k in self.keys.items()}
         return States(keys, {i: v[None] for i, v in self.values.items()}, self.positions)
+
+    def at_layers(self, layers: tuple[int, ...]) -> Atoms:
+        """These atoms at `layers` only."""
+        keys, values = ({i: x[i] for i in layers} for x in (self.keys, self.values))
+        return Atoms(self.document, self.types, self.positions, keys, values)

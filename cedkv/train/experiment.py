@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cedkv import ledger
 from cedkv.config import Config
 from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
@@ -42,7 +43,8 @@ class Experiment:
     """The fixed part of a run.
 
     `teacher_cache_max_kl`: how far, in nats, the whole document injected at all layers is from the teacher.
-    `fan_out_max_error`: how far the shared forward pass is from the plain one.
+    `fan_out_max_error`: how far the shared forward pass is from the plain one. `teacher_reads`: the share of the ON
+    prompts' attention on the document, at the injected layers, by atom type.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Experiment:
     evaluation: Answers
     teacher_cache_max_kl: float
     fan_out_max_error: float
+    teacher_reads: dict[str, float]
 
     @property
     def model(self) -> CausalLM:
@@ -108,25 +111,29 @@ def prepare(config: Config, phase: int) -> Experiment:
     train, evaluation = (
         ask(loaded.model, encoded, part, rows) for part in (encoded.on_train, encoded.on_eval)
     )
-    atoms, plans, worst = [], [], 0.0
+    atoms, plans, reads, worst = [], [], [], 0.0
     for n, context in enumerate(encoded.contexts):
         whole = capture(loaded.model, context.id, context.ids, context.types, encoded.skipped)
         worst = max(worst, _cache_error(loaded.model, whole, encoded, evaluation, n))
-        plans.append(_plan(config, loaded.model, whole, context, encoded, spec.injection, n))
-        keep = set(spec.injection)
-        atoms.append(
-            Atoms(
-                whole.document,
-                whole.types,
-                whole.positions,
-                {i: k for i, k in whole.keys.items() if i in keep},
-                {i: v for i, v in whole.values.items() if i in keep},
-            )
-        )
+        looks = _looks(loaded.model, whole, encoded, spec.injection, n)
+        reads.append(_mass_by_type(looks.on, context.types))
+        plans.append(_plan(config, context, looks))
+        atoms.append(whole.at_layers(spec.injection))
     bank = MemoryBank(atoms, plans, spec).to(loaded.device)
     probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
     difference = fan_out_error(loaded.model, bank.states(k=config.phase3.candidate.pool_size).detach(), probe)
-    return Experiment(config, loaded, corpus, encoded, bank, train, evaluation, worst, difference)
+    return Experiment(
+        config=config,
+        loaded=loaded,
+        corpus=corpus,
+        encoded=encoded,
+        bank=bank,
+        train=train,
+        evaluation=evaluation,
+        teacher_cache_max_kl=worst,
+        fan_out_max_error=difference,
+        teacher_reads={kind: sum(r[kind] for r in reads) / len(reads) for kind in reads[0]},
+    )
 
 
 @torch.no_grad()
@@ -159,26 +166,46 @@ def _cache_error(
     return worst
 
 
-def _plan(
-    config: Config,
-    model: CausalLM,
-    whole: Atoms,
-    context: EncodedContext,
-    encoded: EncodedCorpus,
-    layers: tuple[int, ...],
-    document: int,
-) -> SlotPlan:
-    """Anchors and candidates of one document, from where its ON prompts and a sample of OFF prompts look in it."""
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """Where prompts look in a document read behind it: ON training prompts [L, P, D], OFF prompts [L, U, D]."""
+
+    on: Tensor
+    off: Tensor
+
+
+def _looks(
+    model: CausalLM, whole: Atoms, encoded: EncodedCorpus, layers: tuple[int, ...], document: int
+) -> _Looks:
+    """Attention of the document's ON training prompts, and of a sample of OFF prompts, at the injected layers."""
     on = [row for row in encoded.on_train if row.document == document]
     off = encoded.off_train[:WARM_START_OFF_PROMPTS]
     shown = [row.prompt[encoded.skipped :] + row.answer[:-1] for row in on]
     off_shown = [row.prompt[encoded.skipped :] for row in off]
+    return _Looks(
+        _attention(model, whole, shown, [len(row.answer) for row in on], layers, encoded.skipped),
+        _attention(model, whole, off_shown, [1] * len(off), layers, encoded.skipped),
+    )
+
+
+def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> dict[str, float]:
+    """Share of the attention on the document that each atom type gets; `special` is BOS and its like."""
+    mass = on.mean((0, 1))
+    kinds = [kind or "special" for kind in types]
+    total = mass.sum().item()
+    return {
+        kind: sum(m for m, k in zip(mass.tolist(), kinds, strict=True) if k == kind) / total
+        for kind in (*ledger.ATOM_TYPES, "special")
+    }
+
+
+def _plan(config: Config, context: EncodedContext, looks: _Looks) -> SlotPlan:
     memory, candidate = config.phase3.memory, config.phase3.candidate
     return plan_slots(
         context.id,
         context.types,
-        _attention(model, whole, shown, [len(row.answer) for row in on], layers, encoded.skipped),
-        _attention(model, whole, off_shown, [1] * len(off), layers, encoded.skipped),
+        looks.on,
+        looks.off,
         slots=memory.slots,
         pool_size=candidate.pool_size,
         atom_types=candidate.atom_types,

@@ -20,18 +20,17 @@ from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.data.batching import pad_left
 from cedkv.data.records import hashes
-from cedkv.evaluate import next_log_probs, stress
+from cedkv.evaluate import SlotMass, next_log_probs, stress
 from cedkv.injection import inject
 from cedkv.memory.export import write_memory
 from cedkv.release.measure import on_metrics, stress_metrics
 from cedkv.tracking import lineage
-from cedkv.tracking.record import StressRow
 from cedkv.tracking.store import project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.experiment import FAN_OUT_TOLERANCE, Experiment, prepare
 from cedkv.train.loop import Outcome, Trainer
 from cedkv.train.publish import publish
-from cedkv.train.tables import on_rows, stress_rows, worst_rows
+from cedkv.train.tables import off_slot_mass, on_rows, stress_rows, worst_rows
 
 LINE_EVERY = 10
 """Steps between two lines of progress where no terminal shows a bar."""
@@ -171,7 +170,8 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
     """The memory, the per-prompt tables, and the scalars the gates judge."""
     states = experiment.bank.states(outcome.k).detach()
     stress_table = stress_rows(experiment, outcome.stress)
-    on_table = on_rows(experiment, states)
+    mass = SlotMass(1, [])
+    on_table = on_rows(experiment, states, mass)
     run.log_jsonl(ledger.TABLE_STRESS, map(asdict, stress_table))
     run.log_jsonl(ledger.TABLE_ON, map(asdict, on_table))
     run.log_json(ledger.STRESS_TOP, [asdict(row) for row in worst_rows(stress_table)])
@@ -181,7 +181,10 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
             ledger.TEACHER_CACHE_MAX_KL: experiment.teacher_cache_max_kl,
             ledger.FAN_OUT_MAX_KL: experiment.fan_out_max_error,
             **on_metrics(on_table),
-            **_finite_stress(stress_table),
+            **stress_metrics(stress_table),
+            ledger.SLOT_MASS_ON: mass.mean,
+            ledger.SLOT_MASS_OFF: off_slot_mass(experiment, states),
+            **{ledger.TEACHER_READS_PREFIX + kind: share for kind, share in experiment.teacher_reads.items()},
         },
         outcome.step,
     )
@@ -195,11 +198,6 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
         )
         run.log_file(ledger.MEMORY_TENSORS, tensors)
         run.log_file(ledger.MEMORY_META, meta)
-
-
-def _finite_stress(table: tuple[StressRow, ...]) -> dict[str, float]:
-    """The stress scalars; too few prompts have no upper bound, which is logged as not a number."""
-    return stress_metrics(table)
 
 
 @torch.no_grad()

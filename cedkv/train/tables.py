@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from cedkv.evaluate import StressResult, answer_log_probs, mean_kl, score_answers
+from cedkv.data.batching import pad_left
+from cedkv.evaluate import SlotMass, StressResult, answer_log_probs, mean_kl, next_log_probs, score_answers
+from cedkv.injection import inject
 from cedkv.memory.state import States
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.train.experiment import Experiment
@@ -42,8 +43,8 @@ def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow
 
 
 @torch.no_grad()
-def on_rows(experiment: Experiment, states: States) -> tuple[OnRow, ...]:
-    """One row per ON evaluation prompt, its document's state injected."""
+def on_rows(experiment: Experiment, states: States, mass: SlotMass) -> tuple[OnRow, ...]:
+    """One row per ON evaluation prompt, its document's state injected; `mass` gathers the attention on the slots."""
     prompts = experiment.encoded.on_eval
     answers = [row.answer for row in prompts]
     base, teacher = experiment.evaluation.base, experiment.evaluation.teacher
@@ -53,7 +54,8 @@ def on_rows(experiment: Experiment, states: States) -> tuple[OnRow, ...]:
         answers,
         batch_rows=experiment.config.phase3.eval.batch_rows,
         states=states,
-        rows=_documents(prompts, experiment.loaded.device),
+        rows=torch.tensor([row.document for row in prompts], device=experiment.loaded.device),
+        observer=mass,
     )
     by_base, by_student, by_teacher = (score_answers(x, answers) for x in (base, student, teacher))
     kl_student, kl_base = mean_kl(teacher, student), mean_kl(teacher, base)
@@ -79,8 +81,19 @@ def on_rows(experiment: Experiment, states: States) -> tuple[OnRow, ...]:
     )
 
 
-def _documents(prompts: Sequence[object], device: torch.device) -> Tensor:
-    return torch.tensor([row.document for row in prompts], device=device)  # type: ignore[attr-defined]
+@torch.no_grad()
+def off_slot_mass(experiment: Experiment, states: States) -> float:
+    """Attention mass on the slots that OFF training prompts show, each under the state round-robin assigns to it."""
+    prompts = [row.prompt for row in experiment.encoded.off_train]
+    mass = SlotMass(1, [])
+    rows = torch.arange(len(prompts), device=experiment.loaded.device) % states.count
+    size = experiment.config.phase3.eval.batch_rows
+    for start in range(0, len(prompts), size):
+        with inject(experiment.model, states, rows[start : start + size], mass):
+            next_log_probs(
+                experiment.model, pad_left(prompts[start : start + size], experiment.loaded.device)
+            )
+    return mass.mean
 
 
 def worst_rows(rows: Sequence[StressRow]) -> list[StressRow]:
