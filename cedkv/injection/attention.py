@@ -14,20 +14,22 @@ Shapes: B rows, H query heads, G kv heads, Q queries, T keys, S slots, D head si
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
+from cedkv.injection.masks import causal_mask, full_mask, with_slots
 from cedkv.memory.state import States
 from cedkv.models.layers import AttentionLayer, attention_modules
 
@@ -45,18 +47,29 @@ class AttentionCall:
     mask: Tensor | None  # bool or additive float, [B or 1, 1, Q, S + T]
     scaling: float
     slots: int
+    softcap: float | None = None  # Gemma 2: scores are c · tanh(score / c)
+    sinks: Tensor | None = None  # gpt-oss: [H], a score per head that takes weight and gives nothing
 
     def last_weights(self, queries: int) -> Tensor:
-        """Attention weights [B, H, queries, S + T] of the last `queries` positions, recomputed in float32."""
+        """Attention weights [B, H, queries, S + T] of the last `queries` positions, recomputed in float32.
+
+        They sum to one, or to less where the model has sinks.
+        """
         groups = self.query.shape[1] // self.key.shape[1]
         key = self.key.repeat_interleave(groups, dim=1).float()
         scores = self.query[:, :, -queries:].float() @ key.transpose(-1, -2) * self.scaling
+        if self.softcap is not None:
+            scores = self.softcap * (scores / self.softcap).tanh()
         if self.mask is None:
-            mask = _causal(self.query.shape[2], self.key.shape[2], scores.device)[-queries:]
+            mask = causal_mask(self.query.shape[2], self.key.shape[2], scores.device)[-queries:]
         else:
             mask = self.mask[:, :, -queries:]
-        hidden = ~mask if mask.dtype == torch.bool else mask < -1e30
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        # An additive mask hides a key by the smallest number of its type: in half precision no more than -65504.
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
 
 
 Observer = Callable[[AttentionCall], None]
@@ -64,19 +77,16 @@ Observer = Callable[[AttentionCall], None]
 
 @dataclass(frozen=True, slots=True)
 class _Active:
-    modules: dict[nn.Module, AttentionLayer]
+    """What happens at one attention module."""
+
+    layer: AttentionLayer
     states: States | None
     rows: Tensor | None
     observer: Observer | None
 
 
-_ACTIVE: ContextVar[_Active | None] = ContextVar("cedkv_active", default=None)
-
-
-def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Lower-right causal mask [Q, T]: the last query sees every key."""
-    q, k = torch.arange(queries, device=device), torch.arange(keys, device=device)
-    return k[None, :] <= q[:, None] + (keys - queries)
+# Keyed by module, so that blocks of different models can stand inside one another.
+_ACTIVE: ContextVar[Mapping[nn.Module, _Active]] = ContextVar("cedkv_active", default=MappingProxyType({}))
 
 
 def _stock(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -99,45 +109,32 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     stock = _stock(implementation, module)
-    active = _ACTIVE.get()
-    layer = None if active is None else active.modules.get(module)
-    if active is None or layer is None:
+    active = _ACTIVE.get().get(module)
+    if active is None:
         return stock(module, query, key, value, attention_mask, **kwargs)
-    slots = 0
-    if active.states is not None and layer.index in active.states.keys:
-        slots = active.states.slots
-        key, value, attention_mask = _prepend(active, layer, query, key, value, attention_mask)
+    layer, states, slots = active.layer.index, active.states, 0
+    if states is not None and layer in states.keys:
+        _refuse_sparse(module, kwargs)
+        slots, length, batch = states.slots, key.shape[2], key.shape[0]
+        attention_mask = with_slots(states, active.layer.window, attention_mask, query.shape[2], length)
+        key = torch.cat([_rows(states.keys[layer], active.rows, batch).to(key.dtype), key], dim=2)
+        value = torch.cat([_rows(states.values[layer], active.rows, batch).to(value.dtype), value], dim=2)
         kwargs["is_causal"] = False
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        active.observer(AttentionCall(layer.index, query, key, value, attention_mask, scaling, slots))
+        extra = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+        active.observer(AttentionCall(layer, query, key, value, attention_mask, scaling, slots, **extra))
     return stock(module, query, key, value, attention_mask, **kwargs)
 
 
-def _prepend(
-    active: _Active, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and mask with the slots in front."""
-    assert active.states is not None
-    batch, queries, length = key.shape[0], query.shape[2], key.shape[2]
-    slot_keys = _rows(active.states.keys[layer.index], active.rows, batch).to(key.dtype)
-    slot_values = _rows(active.states.values[layer.index], active.rows, batch).to(value.dtype)
-    if mask is None:  # unpadded: the mask that sdpa would have implied
-        mask = _causal(queries, length, key.device)[None, None]
-    visible = torch.ones(queries, active.states.slots, dtype=torch.bool, device=key.device)
-    if active.states.positions is not None and layer.window is not None:
-        at = torch.arange(length - queries, length, device=key.device)
-        visible = at[:, None] - active.states.positions[None, :] < layer.window
-    if mask.dtype != torch.bool:
-        visible = torch.zeros_like(visible, dtype=mask.dtype).masked_fill(
-            ~visible, torch.finfo(mask.dtype).min
-        )
-    visible = visible.expand(mask.shape[0], mask.shape[1], -1, -1)
-    return (
-        torch.cat([slot_keys, key], dim=2),
-        torch.cat([slot_values, value], dim=2),
-        torch.cat([visible, mask[..., :length]], dim=3),
-    )
+def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Arguments that name keys by their place would mean other keys once slots stand in front."""
+    for name in ("indices", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise UserError(
+                f"{type(module).__name__} attends by {name!r}, which counts keys from the front: slots cannot stand there; "
+                "use a model with dense attention"
+            )
 
 
 def _rows(slots: Tensor, rows: Tensor | None, batch: int) -> Tensor:
@@ -156,38 +153,45 @@ def _register(implementation: str, mask_function: Callable[..., Any]) -> None:
     AttentionMaskInterface.register(PREFIX + implementation, mask_function)
 
 
-def _full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Sdpa's mask, never skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
-
-
-_register("sdpa", _full_mask)
+_register("sdpa", full_mask)
 _register("eager", eager_mask)
 
 
 @contextmanager
-def _activated(model: PreTrainedModel, active: _Active) -> Iterator[None]:
-    stock = model.config._attn_implementation
-    nested = stock.startswith(PREFIX)
-    if not nested:
-        if stock not in ("sdpa", "eager"):
-            raise UserError(
-                f"attention implementation {stock!r} cannot carry slots: load the model with 'sdpa' or 'eager'"
-            )
-        if model.training and getattr(model, "is_gradient_checkpointing", False):
-            raise UserError(
-                "gradient checkpointing runs the forward pass again outside the injection, without the slots: "
-                "switch it off (model.gradient_checkpointing_disable()); only slots are trained, memory is not short"
-            )
-        model.set_attn_implementation(PREFIX + stock)
-        assert model.config._attn_implementation == PREFIX + stock
-    token = _ACTIVE.set(active)
+def _activated(model: PreTrainedModel, modules: Mapping[nn.Module, _Active]) -> Iterator[None]:
+    """Within the block these modules of `model` do this and its others nothing, whatever an outer block said."""
+    before: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    stock = before.removeprefix(PREFIX)
+    if stock not in ("sdpa", "eager"):
+        raise UserError(
+            f"attention implementation {stock!r} cannot carry slots: load the model with 'sdpa' or 'eager'"
+        )
+    if model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise UserError(
+            "gradient checkpointing runs the forward pass again outside the injection, without the slots: "
+            "switch it off (model.gradient_checkpointing_disable()); only slots are trained, memory is not short"
+        )
+    _switch(model, PREFIX + stock if modules else stock)
+    own = attention_modules(model)
+    others = {module: active for module, active in _ACTIVE.get().items() if module not in own}
+    token = _ACTIVE.set({**others, **modules})
     try:
         yield
     finally:
         _ACTIVE.reset(token)
-        if not nested:
-            model.set_attn_implementation(stock)
+        _switch(model, before)
+
+
+def _switch(model: PreTrainedModel, implementation: str) -> None:
+    """Set the attention implementation; transformers itself only warns where it cannot."""
+    if model.config._attn_implementation == implementation:  # noqa: SLF001
+        return
+    model.set_attn_implementation(implementation)
+    if model.config._attn_implementation != implementation:  # noqa: SLF001
+        raise UserError(
+            f"model family {model.config.model_type!r} does not route its attention through transformers' attention "
+            "interface, so injected slots would be ignored: use a family that does"
+        )
 
 
 @contextmanager
@@ -203,29 +207,45 @@ def inject(
         states: what to inject; None injects nothing (and the model is untouched, bitwise).
         rows: [B] index of the state each row of the batch gets; None gives the one state to every row. A batch of
             k · B rows (beam search) repeats each row's state k times.
-        observer: called with every injected layer's `AttentionCall`.
+        observer: called with every injected layer's `AttentionCall`; with nothing injected, with every layer's.
 
     Raises:
         UserError: an attention implementation that cannot carry slots.
-        ValueError: several states without `rows`.
+        ValueError: several states without `rows`, a row without a state, a layer that this model does not have.
     """
     if states is not None and states.slots == 0:
         states = None
-    if states is None and observer is None:
-        yield
-        return
-    if states is not None and states.count > 1 and rows is None:
-        raise ValueError(f"{states.count} states need `rows`, the state of each row of the batch")
     modules = attention_modules(model)
     if states is not None:
+        _check(states, rows, {layer.index for layer in modules.values()})
         modules = {module: layer for module, layer in modules.items() if layer.index in states.keys}
-    with _activated(model, _Active(modules, states, rows, observer)):
+    if states is None and observer is None:
+        modules = {}
+        if not model.config._attn_implementation.startswith(PREFIX):  # noqa: SLF001
+            yield  # untouched, whatever its attention implementation
+            return
+    with _activated(model, {m: _Active(layer, states, rows, observer) for m, layer in modules.items()}):
         yield
+
+
+def _check(states: States, rows: Tensor | None, attention: set[int]) -> None:
+    missing = sorted(set(states.layers) - attention)
+    if missing:
+        raise ValueError(
+            f"the states hold layers {missing}, but attention layers of this model are {sorted(attention)}: "
+            "they were made for another model"
+        )
+    if rows is None and states.count > 1:
+        raise ValueError(f"{states.count} states need `rows`, the state of each row of the batch")
+    if rows is not None and (rows.ndim != 1 or not bool(((rows >= 0) & (rows < states.count)).all())):
+        raise ValueError(
+            f"rows {rows.tolist()} must name states 0 to {states.count - 1}, one for each row of the batch"
+        )
 
 
 @contextmanager
 def observe(model: PreTrainedModel, layers: tuple[int, ...], observer: Observer) -> Iterator[None]:
     """Within the block, `observer` sees every `AttentionCall` of `layers`; nothing is injected."""
     modules = {module: layer for module, layer in attention_modules(model).items() if layer.index in layers}
-    with _activated(model, _Active(modules, None, None, observer)):
+    with _activated(model, {m: _Active(layer, None, None, observer) for m, layer in modules.items()}):
         yield

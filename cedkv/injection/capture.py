@@ -62,6 +62,7 @@ def attention_to(
     ids: Tensor,
     counted: int,
     layers: tuple[int, ...],
+    *,
     distance: int = 0,
 ) -> Tensor:
     """Where prompts look in a document they are read behind.
@@ -83,5 +84,5 @@ def attention_to(
 
     positions = positions_behind(model, atoms, ids.shape[1], distance)
     with inject(model, atoms.as_states(), observer=keep):
-        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=counted)
     return seen

@@ -21,13 +21,12 @@ from cedkv.models.layers import attention_modules
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of the model's decoder layers: the one whose members hold the attention modules."""
     attention = set(attention_modules(model))
+    count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module) == model.config.get_text_config().num_hidden_layers
-        ):
-            if attention <= set(module.modules()):
-                return module
+        if not isinstance(module, nn.ModuleList) or len(module) != count:
+            continue
+        if attention <= set(module.modules()):
+            return module
     raise UserError(
         f"{type(model).__name__} has no list of decoder layers to fan out in: use the plain forward pass"
     )

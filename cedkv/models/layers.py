@@ -29,24 +29,20 @@ def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer]
     found: dict[nn.Module, AttentionLayer] = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)
-        if (
-            isinstance(index, int)
-            and hasattr(module, "is_causal")
-            and not getattr(module, "is_cross_attention", False)
-        ):
+        causal = getattr(module, "is_causal", False) and not getattr(module, "is_cross_attention", False)
+        if isinstance(index, int) and causal:
             found[module] = AttentionLayer(index, _window(model, module, index))
     return dict(sorted(found.items(), key=lambda item: item[1].index))
 
 
 def _window(model: PreTrainedModel, module: nn.Module, index: int) -> int | None:
-    """The module's own window; failing that, the one its configuration gives this layer."""
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
+    """None where the configuration says that this layer has none, else the module's own, else the configuration's."""
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None)
     if types is not None and types[index] != "sliding_attention":
-        return None
-    return getattr(config, "sliding_window", None)
+        return None  # EXAONE 4 gives its global attention modules the number, too
+    window: int | None = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    return window
 
 
 def uses_rope(model: PreTrainedModel) -> bool:

@@ -228,5 +228,5 @@ def _attention(
     seen = torch.zeros(len(layers), len(prompts), len(whole.types), device=model.device)
     for (_, count), members in groups.items():
         ids = torch.tensor([prompts[i] for i in members], device=model.device)
-        seen[:, members] = attention_to(model, whole, ids, count, layers, skipped)
+        seen[:, members] = attention_to(model, whole, ids, count, layers, distance=skipped)
     return seen
