@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,10 +41,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @property
     def context_length(self) -> int:
+        """Tokens the model was made for; no bound where its configuration names none."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
 
 
@@ -75,37 +82,67 @@ def load_model(
     Raises:
         UserError: nothing loadable there, or a family that slots cannot reach.
     """
+    where = pick_device(device)
     source = str(EMBEDDED) if name_or_path == "embedded" else name_or_path
-    options = {"trust_remote_code": trust_remote_code}
-    hf_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        refuse_unrouted(config.model_type)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        # sdpa cannot apply gemma2's soft cap on logits; eager can.
-        attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            **options,
-        )
+        with _quiet():
+            model, tokenizer, random = _read(source, getattr(torch, dtype), trust_remote_code)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model.name_or_path {name_or_path!r} cannot be loaded ({reason}): give 'embedded', a folder with config.json, "
             "model.safetensors and tokenizer.json, or the name of a cached hub model"
         ) from error
+    if random:
+        raise UserError(
+            f"model.name_or_path {name_or_path!r} has no weights of the right shape for {len(random)} parameters "
+            f"({random[0]!r} first), which would be random: give the complete checkpoint of a causal LM with its own config.json"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"model {name_or_path!r} has no fast tokenizer (tokenizer.json): atom types need character offsets"
         )
-    model = model.to(pick_device(device)).eval().requires_grad_(False)
+    model.to(where).eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, fingerprint(model))
+
+
+def _read(source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
+    """Model, tokenizer and the parameters for which the checkpoint has no (fitting) weights."""
+    options = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **options)
+    refuse_unrouted(config.model_type)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    # sdpa cannot apply Gemma 2's soft cap on logits; else transformers takes sdpa where the family has it.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager" if capped else None,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused, in our words
+        output_loading_info=True,
+        **options,
+    )
+    model, report = loaded
+    wrong_shape = {key[0] for key in report["mismatched_keys"]}
+    return model, tokenizer, sorted({*report["missing_keys"], *wrong_shape})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor load reports: what is wrong with a checkpoint is said in one message."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -116,5 +153,5 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
