@@ -118,12 +118,14 @@ class SlotMass:
     found: list[float]
 
     def __call__(self, call: AttentionCall) -> None:
+        """Note one layer's mean mass on its slots."""
         with torch.no_grad():
             weights = call.last_weights(self.queries)
             self.found.append(weights[..., : call.slots].sum(-1).mean().item())
 
     @property
     def mean(self) -> float:
+        """The mean over all calls; 0 where there was none."""
         return sum(self.found) / len(self.found) if self.found else 0.0
 
 

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 def build_corpus(config: Config) -> Corpus:
     """The documents and prompts that ``config`` asks for. ``UserError`` where they cannot be had."""
-    if isinstance(config.data, JsonlData):
-        corpus = _from_files(config, config.data)
-    else:
-        corpus = generate(config)
+    corpus = _from_files(config, config.data) if isinstance(config.data, JsonlData) else generate(config)
     check_disjoint(corpus)
     return corpus
 

@@ -47,6 +47,7 @@ class Structure:
 
     @property
     def loss(self) -> Tensor:
+        """`L_str`."""
         return self.entropy + self.overlap + self.penalty
 
 
@@ -56,6 +57,9 @@ class MemoryBank(nn.Module):
     Raises:
         ValueError: a mixture layer that is not injected.
     """
+
+    candidates: Tensor  # [N, S, J]
+    is_delimiter: Tensor  # [N, 1, 1, S, J]
 
     def __init__(self, atoms: list[Atoms], plans: list[SlotPlan], spec: MixSpec) -> None:
         super().__init__()

@@ -35,14 +35,17 @@ class States:
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The injected layers, ascending."""
         return tuple(sorted(self.keys))
 
     @property
     def count(self) -> int:
+        """N, the number of states."""
         return next(iter(self.keys.values())).shape[0]
 
     @property
     def slots(self) -> int:
+        """S, the slots of each state at each layer."""
         return next(iter(self.keys.values())).shape[2]
 
     def select(self, rows: Tensor) -> States:
@@ -53,6 +56,7 @@ class States:
         )
 
     def detach(self) -> States:
+        """The same states, cut off from the graph."""
         return States(
             {i: k.detach() for i, k in self.keys.items()},
             {i: v.detach() for i, v in self.values.items()},
