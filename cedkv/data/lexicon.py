@@ -17,7 +17,7 @@ NAMES: tuple[str, ...] = tuple(
     """.split()
 )
 
-# Every value belongs to one attribute, so a wrong attribute is a visible mistake.
+# Every value (but violet) belongs to one attribute, so a wrong attribute is a visible mistake.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     name: tuple(values.split())
     for name, values in {

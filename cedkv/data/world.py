@@ -29,7 +29,7 @@ STATEMENTS = (
     "the {a} that {n} has is {v}",
     "{n} told us that the {a} is {v}",
 )
-# Half of them put a word, not a delimiter, behind the value.
+# Most of them put a word, not a delimiter, behind the value.
 ENDINGS = (
     ".",
     ".",
@@ -75,6 +75,8 @@ class Fact:
 
     @property
     def pair(self) -> tuple[str, str]:
+        """What is asked about: (entity, attribute)."""
+        """What the fact is about: (entity, attribute)."""
         return (self.entity, self.attribute)
 
 
@@ -88,8 +90,17 @@ def draw_facts(
     """
     attributes = rng.sample(list(lx.ATTRIBUTES), rng.randint(1, 3)) if crowded else list(lx.ATTRIBUTES)
     entities = rng.sample(lx.NAMES, count if crowded else max(2, (count + 1) // 2))
-    pairs = [(e, a) for e in entities for a in attributes if (e, a) not in taken]
+    pairs = _open_pairs(entities, attributes, taken)
+    while len(pairs) < count:  # the documents before may have used these entities up
+        entities.append(rng.choice([name for name in lx.NAMES if name not in entities]))
+        pairs = _open_pairs(entities, attributes, taken)
     return [Fact(e, a, rng.choice(lx.ATTRIBUTES[a])) for e, a in rng.sample(pairs, count)]
+
+
+def _open_pairs(
+    entities: list[str], attributes: list[str], taken: Collection[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    return [(e, a) for e in entities for a in attributes if (e, a) not in taken]
 
 
 def _capitalise(text: str) -> str:
