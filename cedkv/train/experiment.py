@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class Experiment:
 
     @property
     def model(self) -> CausalLM:
+        """The frozen model."""
         return self.loaded.model
 
 
@@ -182,10 +184,8 @@ def _looks(
     off = encoded.off_train[:WARM_START_OFF_PROMPTS]
     shown = [row.prompt[encoded.skipped :] + row.answer[:-1] for row in on]
     off_shown = [row.prompt[encoded.skipped :] for row in off]
-    return _Looks(
-        _attention(model, whole, shown, [len(row.answer) for row in on], layers, encoded.skipped),
-        _attention(model, whole, off_shown, [1] * len(off), layers, encoded.skipped),
-    )
+    look = partial(_attention, model, whole, layers=layers, skipped=encoded.skipped)
+    return _Looks(look(shown, [len(row.answer) for row in on]), look(off_shown, [1] * len(off)))
 
 
 def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> dict[str, float]:
@@ -218,6 +218,7 @@ def _attention(
     whole: Atoms,
     prompts: Sequence[tuple[int, ...]],
     counted: Sequence[int],
+    *,
     layers: tuple[int, ...],
     skipped: int,
 ) -> Tensor:

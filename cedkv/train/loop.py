@@ -78,7 +78,7 @@ class Clock:
 
 
 class Trainer:
-    """Phase 3 on a prepared experiment. `run` is the whole of it; Phase 2 is one `tick` and no step."""
+    """Phase 3 on a prepared experiment; `run` is the whole of it. Phase 2 takes its prompts and its clock only."""
 
     def __init__(self, experiment: Experiment, log: Log, *, warn: Callable[[str], None]) -> None:
         self.experiment, self.log, self.warn = experiment, log, warn
@@ -165,7 +165,7 @@ class Trainer:
             self.optimiser.step()
         else:
             self.nonfinite += 1
-        self.last_on = terms.on.item()
+        self.last_on = terms.on.item() if math.isfinite(terms.on.item()) else math.inf
         losses = {
             ledger.LOSS: total.item(),
             ledger.LOSS_ON: terms.on.item(),
@@ -221,14 +221,18 @@ class Trainer:
     # ---- eval ticks --------------------------------------------------------------------------------------------------
 
     def tick(self, step: int) -> StressResult | None:
-        """Measure the fixed stress set, move λ_off, watch the constraint. None: an early stop was confirmed."""
+        """Measure the fixed stress set, move λ_off where that is due, watch the constraint.
+
+        The end of a run is an eval tick whatever its step. None: an early stop was confirmed.
+        """
         k = self.k_at(step)
         with self.clock.part("stress_eval"):
             states = self.bank.states(k).detach()
             result = stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
         deltas = result.delta.tolist()
         p99 = _p99(deltas)
-        self._move_lambda(step, p99)
+        if self.rule.due(step):
+            self._move_lambda(step, p99)
         stopped = self._watch(step, p99)
         feasible = p99 <= self.phase3.thresholds.off_delta_p99_max
         if feasible and (self.best is None or self.last_on <= self.best[0]):

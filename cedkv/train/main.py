@@ -77,7 +77,8 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
 
 def _say(progress: bool, message: str) -> None:
     if progress:
-        print(f"cedkv: {message}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"cedkv: {message}\n")
+        sys.stderr.flush()
 
 
 def _check_fast_path(config: Config, experiment: Experiment, progress: bool) -> None:

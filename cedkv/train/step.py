@@ -43,6 +43,7 @@ class Terms:
     slot_mass_off: float
 
     def total(self, weights: Weights) -> Tensor:
+        """The scalar that is differentiated."""
         return weights.on * self.on + weights.off * self.off + weights.structure * self.structure
 
 
@@ -51,6 +52,7 @@ def on_loss(
     bank: MemoryBank,
     k: int,
     batch: Sequence[EncodedOn],
+    *,
     teacher: Sequence[Tensor],
     kind: Literal["kl", "answer_nll"],
 ) -> tuple[Tensor, float]:
@@ -83,7 +85,13 @@ def on_loss(
 
 
 def off_loss(
-    model: CausalLM, bank: MemoryBank, k: int, prompts: Sequence[Ids], tail_fraction: float, batch_rows: int
+    model: CausalLM,
+    bank: MemoryBank,
+    k: int,
+    prompts: Sequence[Ids],
+    *,
+    tail_fraction: float,
+    batch_rows: int,
 ) -> tuple[Tensor, float]:
     """CVaR over OFF prompts of `max_i KL(student_i || base)`.
 
@@ -113,6 +121,6 @@ def loss_terms(
     batch_rows: int,
 ) -> Terms:
     """The three terms on one minibatch of ON and one of OFF prompts."""
-    on_term, mass_on = on_loss(model, bank, k, on, teacher, on_kind)
-    off_term, mass_off = off_loss(model, bank, k, off, tail_fraction, batch_rows)
+    on_term, mass_on = on_loss(model, bank, k, on, teacher=teacher, kind=on_kind)
+    off_term, mass_off = off_loss(model, bank, k, off, tail_fraction=tail_fraction, batch_rows=batch_rows)
     return Terms(on_term, off_term, bank.structure(k).loss, mass_on, mass_off)

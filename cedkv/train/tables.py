@@ -10,6 +10,7 @@ from cedkv.data.batching import pad_left
 from cedkv.evaluate import SlotMass, StressResult, answer_log_probs, mean_kl, next_log_probs, score_answers
 from cedkv.injection import inject
 from cedkv.memory.state import States
+from cedkv.models.types import Tokenizer
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.train.experiment import Experiment
 
@@ -20,7 +21,7 @@ TOP_SHARE = 0.01
 def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow, ...]:
     """One row per prompt of the fixed stress set, in its order."""
     names = experiment.bank.documents
-    decode = experiment.loaded.tokenizer.convert_ids_to_tokens
+    tokenizer = experiment.loaded.tokenizer
     delta, worst = result.delta.tolist(), result.worst_state.tolist()
     typical, assigned = result.typical.tolist(), result.typical_state.tolist()
     student = result.student_top.gather(1, result.worst_state[:, None])[:, 0].tolist()
@@ -33,13 +34,19 @@ def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow
             state=names[worst[u]],
             typical=typical[u],
             typical_state=names[assigned[u]],
-            base_top=decode(base_top),
-            student_top=decode(student[u]),
+            base_top=_shown(tokenizer, base_top),
+            student_top=_shown(tokenizer, student[u]),
         )
         for u, (row, base_top) in enumerate(
             zip(experiment.encoded.stress, result.base_top.tolist(), strict=True)
         )
     )
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """The token's entry in the vocabulary; many models can say more tokens than their tokenizer knows."""
+    known = token < len(tokenizer)
+    return str(tokenizer.convert_ids_to_tokens(token)) if known else f"<token {token}>"
 
 
 @torch.no_grad()
