@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.data.batching import Padded, by_length, pad_left
 from cedkv.injection import AttentionCall, fan_out, inject
@@ -104,9 +105,19 @@ def product_log_probs(
 
 
 def fan_out_error(model: CausalLM, states: States, prompts: Sequence[Ids]) -> float:
-    """Largest difference in KL, in nats, between the shared and the plain forward pass on a few prompts."""
-    shared = stress(model, states, prompts, batch_rows=64)
+    """Largest difference in KL, in nats, between the shared and the plain forward pass on a few prompts.
+
+    Raises:
+        UserError: a family whose forward pass insists on the number of rows it was given.
+    """
     plain = stress(model, states, prompts, batch_rows=64, plain=True)
+    try:
+        shared = stress(model, states, prompts, batch_rows=64)
+    except RuntimeError as error:
+        raise UserError(
+            f"model family {model.config.model_type!r} cannot share what lies below the first injected layer between "
+            f"states ({error}): use another family"
+        ) from error
     return (shared.kl - plain.kl).abs().max().item()
 
 

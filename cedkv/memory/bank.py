@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cedkv.core.errors import UserError
 from cedkv.core.losses import pairwise_slot_overlap, slot_entropy
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.delimiter import mass_penalty
@@ -55,7 +56,7 @@ class MemoryBank(nn.Module):
     """Slots of N documents. The mixture logits are its only parameter; anchors and atoms are constants.
 
     Raises:
-        ValueError: a mixture layer that is not injected.
+        ValueError: a mixture layer that is not injected; a document with fewer tokens than sink slots.
     """
 
     candidates: Tensor  # [N, S, J]
@@ -67,6 +68,12 @@ class MemoryBank(nn.Module):
         if missing:
             raise ValueError(
                 f"layer_scope.mixture holds layers {sorted(missing)} that layer_scope.injection does not inject"
+            )
+        short = min(atoms, key=lambda a: len(a.types))
+        if len(short.types) < spec.sink_slots:
+            raise UserError(
+                f"document {short.document!r} has {len(short.types)} tokens for phase3.memory.sink_slots = "
+                f"{spec.sink_slots}: lower it or give a longer document"
             )
         self.spec = spec
         self.documents = tuple(a.document for a in atoms)

@@ -59,28 +59,23 @@ def choose_anchors(score: Tensor, allowed: Tensor, slots: int) -> Tensor:
     return torch.tensor(chosen, device=score.device)
 
 
-def choose_candidates(
-    anchor: int, total: Tensor, allowed: Tensor, is_delimiter: Tensor, pool_size: int
-) -> tuple[Tensor, Tensor]:
+def choose_candidates(anchor: int, total: Tensor, allowed: Tensor, pool_size: int) -> tuple[Tensor, Tensor]:
     """The anchor, its nearest atoms (half of the pool) and the best-scored of the rest; and their prior shares.
 
     Args:
-        anchor: position of the slot's anchor.
+        anchor: position of the slot's anchor, an allowed one.
         total: [D], score of each atom for the prompts this slot serves.
-        allowed, is_delimiter: [D] bool.
+        allowed: [D] bool.
         pool_size: J.
 
     Returns:
         candidates [J] (-1 pads a short document) and prior [J].
     """
     positions = torch.nonzero(allowed).flatten()
-    near = positions[(positions - anchor).abs().argsort(stable=True)][: pool_size // 2]
+    near = positions[(positions - anchor).abs().argsort(stable=True)][: max(1, pool_size // 2)]
     rest = positions[~torch.isin(positions, near)]
     best = rest[total[rest].argsort(descending=True, stable=True)][: pool_size - len(near)]
     chosen = torch.cat([near, best])
-    if is_delimiter[chosen].all():
-        others = torch.nonzero(allowed & ~is_delimiter).flatten()
-        chosen[-1] = others[total[others].argmax()]
     share = total[chosen].clamp_min(0) + 1e-6
     share[0] = 0.0
     prior = torch.zeros(pool_size, dtype=total.dtype, device=total.device)
@@ -110,30 +105,28 @@ def plan_slots(
         on: [L, P, D] attention by injected layer; off: [L, U, D].
 
     Raises:
-        UserError: the document has no candidate that is not a delimiter, or fewer candidates than slots.
+        UserError: the document has no candidate that is not a delimiter, or fewer of them than slots.
     """
     allowed = torch.tensor([t in atom_types for t in types], device=on.device)
-    is_delimiter = torch.tensor([t == "delimiter" for t in types], device=on.device)
-    if not (allowed & ~is_delimiter).any():
+    # An anchor lends its value to Phase 2 and to unmixed layers: a delimiter there would evade the cap.
+    eligible = torch.tensor([t in atom_types and t != "delimiter" for t in types], device=on.device)
+    if not eligible.any():
         raise UserError(
             f"document {document!r} has no candidate atom that is not a delimiter (atom types allowed: {', '.join(atom_types)}): "
             "give it text with words, or allow more in phase3.candidate.atom_types"
         )
-    if int(allowed.sum()) < slots:
+    if int(eligible.sum()) < slots:
         raise UserError(
-            f"document {document!r} has {int(allowed.sum())} candidate atoms for {slots} slots: "
+            f"document {document!r} has {int(eligible.sum())} candidate atoms that are no delimiters, for {slots} slots: "
             "lower phase3.memory.slots or give a longer document"
         )
     score = steered_attention(on.mean(0), off.mean(0), anti_steer_strength)
-    # An anchor lends its value to Phase 2 and to unmixed layers: a delimiter there would evade the cap.
-    anchors = choose_anchors(
-        score, allowed & ~is_delimiter if (allowed & ~is_delimiter).sum() >= slots else allowed, slots
-    )
+    anchors = choose_anchors(score, eligible, slots)
     serves = score[:, anchors].argmax(1)
     pairs = []
     for index, anchor in enumerate(anchors.tolist()):
         mine = score[serves == index]
         total = (mine if len(mine) else score).sum(0)
-        pairs.append(choose_candidates(anchor, total, allowed, is_delimiter, pool_size))
+        pairs.append(choose_candidates(anchor, total, allowed, pool_size))
     layers = on.mean(1)[:, anchors].argmax(0)
     return SlotPlan(anchors, torch.stack([c for c, _ in pairs]), torch.stack([p for _, p in pairs]), layers)
