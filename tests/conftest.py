@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,15 @@ from hypothesis import settings
 
 from cedkv.core.hashing import content_hash
 from cedkv.tracking.record import OnRow, RunRecord, StressRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cedkv.config import Config
+    from cedkv.memory.state import States
+    from cedkv.train.experiment import Experiment
+    from cedkv.train.loop import Outcome, Trainer
 
 # A shared machine may take its time, and a failure seen by one developer must be seen by the next.
 settings.register_profile("cedkv", deadline=None, derandomize=True)
@@ -43,6 +52,144 @@ def store_uri(store_template: Path, tmp_path: Path) -> str:
     folder.mkdir()
     shutil.copyfile(store_template, folder / "mlflow.db")
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+# ----------------------------------------------------------------------------------------- a small model, a small run
+SMALL = (
+    "phase3.layer_scope={mixture: top50, injection: top50}",
+    "phase3.memory.slots=3",
+    "phase3.candidate.pool_size=12",
+    "phase3.train={steps: 12, on_batch: 4, off_batch: 4, topk_schedule: [12, 6, 4, 2]}",
+    "phase3.loss.off.hard_pool_size=6",
+    "phase3.eval={on_samples: 3, off_samples: 12, off_fixed_stress: {size: 24}, off_sealed: {size: 16}}",
+    "data={facts_per_document: 3, free_sentences: 2}",
+)
+"""Settings over `smoke.yaml` at which a run takes a second: 3 documents of 3 facts, 24 stress prompts, 12 steps."""
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Qwen3 of fixed random weights, large enough that a memory moves what it says by 0.01 to 1 nats.
+
+    Its vocabulary is padded, as many models' are: it can say tokens that its tokenizer does not know.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging
+
+    from cedkv.models.tiny import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("small-model")
+    tokenizer = build_tokenizer(_words_of_the_world())
+    config = Qwen3Config(
+        vocab_size=len(tokenizer) + 64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        dtype="float32",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(config)
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _words_of_the_world() -> Iterator[str]:
+    import random
+
+    from cedkv.data import lexicon, skills, world
+
+    rng = random.Random(0)
+    yield from (f"{name} {name}" for name in lexicon.NAMES)
+    yield from (f"{name} {name} {' '.join(values)}" for name, values in lexicon.ATTRIBUTES.items())
+    for _ in range(150):
+        facts = world.draw_facts(rng, 2)
+        yield world.compose_document(rng, "", facts, 4).text
+        yield from (world.question(rng, *f.pair, world.TRAIN_CORES + world.EVAL_CORES) for f in facts)
+        yield from (item.prompt + item.answer for item in (skill(rng) for skill in skills.SKILLS.values()))
+    yield world.UNKNOWN
+
+
+@pytest.fixture(scope="session")
+def small_config(small_model: Path) -> Callable[..., Config]:
+    """Makes the configuration of a small run, given `--set` overrides and a phase."""
+    from cedkv.config import load
+
+    smoke = Path(__file__).parents[1] / "configs" / "smoke.yaml"
+
+    def make(*overrides: str, phase: int = 3) -> Config:
+        written = (f"model.name_or_path={small_model}", *SMALL, *overrides)
+        return load(smoke, written, phase=phase, env={}).config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_experiment(small_config: Callable[..., Config]) -> Callable[..., Experiment]:
+    """Prepares a small run, each configuration once; every call gets a bank of its own, still untrained."""
+    from cedkv.config import config_hash
+    from cedkv.train.experiment import prepare
+
+    prepared: dict[tuple[str, int], Experiment] = {}
+
+    def make(*overrides: str, phase: int = 3) -> Experiment:
+        config = small_config(*overrides, phase=phase)
+        key = (config_hash(config), phase)
+        if key not in prepared:
+            prepared[key] = prepare(config, phase)
+        return replace(prepared[key], bank=deepcopy(prepared[key].bank))
+
+    return make
+
+
+class Recorder:
+    """A log that remembers what it was told: `steps` holds (step, metrics) in order."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.steps.append((step, dict(metrics)))
+
+    def of(self, name: str) -> list[tuple[int, float]]:
+        """Every logged value of one metric, with its step."""
+        return [(step, metrics[name]) for step, metrics in self.steps if name in metrics]
+
+
+class Trained(NamedTuple):
+    """A finished small run: what drove it, what it told the log, how it ended."""
+
+    trainer: Trainer
+    log: Recorder
+    outcome: Outcome
+    warnings: list[str]
+
+
+@pytest.fixture(scope="session")
+def train_small(small_experiment: Callable[..., Experiment]) -> Callable[..., Trained]:
+    """Trains a small run in this process, without a store."""
+    from cedkv.train.loop import Trainer
+
+    def train(*overrides: str) -> Trained:
+        log, warnings = Recorder(), []
+        trainer = Trainer(small_experiment(*overrides), log, warn=warnings.append)
+        *_, outcome = trainer.run()
+        assert outcome is not None
+        return Trained(trainer, log, outcome, warnings)
+
+    return train
 
 
 # ------------------------------------------------------------------------------------- runs as the gates read them
@@ -235,3 +382,111 @@ def _changed(tree: Mapping[str, Any] | None, path: str, value: object) -> dict[s
 def _one_changed(values: Mapping[str, Any], name: str, value: object) -> dict[str, Any]:
     kept = {key: item for key, item in values.items() if key != name}
     return kept if value is None else {**kept, name: value}
+
+
+# --------------------------------------------------------------------------------- small random models of many families
+_WIDE: dict[str, Any] = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,  # attention that matters: at 0.02 it is all but uniform
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GROUPED = _WIDE | {"num_key_value_heads": 2}
+_HEADS = _GROUPED | {"head_dim": 8}
+_LOCAL = {"sliding_window": 6, "num_hidden_layers": 4}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _HEADS,
+    "gemma2": _HEADS | _LOCAL | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
+    "gemma3_text": _HEADS
+    | _LOCAL
+    | {"query_pre_attn_scalar": 8, "layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 2},
+    "mistral": _GROUPED | _LOCAL,
+    "gpt_neox": _WIDE,
+    "gpt2": _WIDE,
+    "phi": _GROUPED,
+    "olmo2": _GROUPED,
+    "exaone4": _GROUPED | _LOCAL,  # its global layers carry the number of the window, too
+    "gpt_oss": _HEADS
+    | _LOCAL
+    | {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default"}},
+    "deepseek_v3": _WIDE
+    | {"num_key_value_heads": 4, "first_k_dense_replace": 3, "kv_lora_rank": 16, "q_lora_rank": 16}
+    | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 4, "v_head_dim": 8},  # keys longer than values
+}
+MATRIX = tuple(_FAMILIES)
+
+
+class TinyModels:
+    """Frozen float32 models with random weights, and things to feed them."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, PreTrainedModel] = {}
+
+    def __call__(self, family: str) -> PreTrainedModel:
+        """The family's model, made once per session: leave it as it was."""
+        if family not in self._made:
+            self._made[family] = self.fresh(family)
+        return self._made[family]
+
+    @staticmethod
+    def fresh(family: str, **changes: Any) -> PreTrainedModel:
+        """A model of the test's own. Families outside the matrix need all of their configuration in `changes`."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(family, **_FAMILIES.get(family, {}) | changes)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model.eval().requires_grad_(False)
+
+    @staticmethod
+    def tokens(*shape: int, seed: int = 0) -> Tensor:
+        """Random token ids without special ones."""
+        import torch
+
+        return torch.randint(3, 67, shape, generator=torch.Generator().manual_seed(seed))
+
+    def memory(
+        self, model: PreTrainedModel, states: int = 1, slots: int = 3, *, layers: Sequence[int] | None = None
+    ) -> States:
+        """Slots taken from random documents, at `layers` (all by default)."""
+        import torch
+
+        from cedkv.injection import capture
+        from cedkv.memory.state import States
+
+        parts = []
+        for n in range(states):
+            ids = tuple(self.tokens(16, seed=100 + n).tolist())
+            atoms = capture(model, f"d{n}", ids, ("content",) * 16)
+            pick = torch.randperm(16, generator=torch.Generator().manual_seed(n))[:slots]
+            chosen = list(atoms.keys) if layers is None else layers
+            keys = {i: atoms.keys[i][None, :, pick] for i in chosen}
+            parts.append(States(keys, {i: atoms.values[i][None, :, pick] for i in chosen}))
+        return States.stack(parts)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModels:
+    return TinyModels()
+
+
+@pytest.fixture(scope="session", params=MATRIX)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family of the matrix in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def model(tiny: TinyModels, family: str) -> PreTrainedModel:
+    """The shared model of each family in turn: leave it as it was."""
+    return tiny(family)

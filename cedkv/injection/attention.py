@@ -166,10 +166,10 @@ def _activated(model: PreTrainedModel, modules: Mapping[nn.Module, _Active]) -> 
         raise UserError(
             f"attention implementation {stock!r} cannot carry slots: load the model with 'sdpa' or 'eager'"
         )
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise UserError(
-            "gradient checkpointing runs the forward pass again outside the injection, without the slots: "
-            "switch it off (model.gradient_checkpointing_disable()); only slots are trained, memory is not short"
+            "gradient checkpointing runs the forward pass again outside the injection, without the slots: switch it off, "
+            "or call model.eval(): a frozen model needs neither"
         )
     _switch(model, PREFIX + stock if modules else stock)
     own = attention_modules(model)
