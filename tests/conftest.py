@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -179,9 +180,10 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def train_small(small_experiment: Callable[..., Experiment]) -> Callable[..., Trained]:
-    """Trains a small run in this process, without a store."""
+    """Trains a small run in this process, without a store, each configuration once: leave it as it is."""
     from cedkv.train.loop import Trainer
 
+    @cache
     def train(*overrides: str) -> Trained:
         log, warnings = Recorder(), []
         trainer = Trainer(small_experiment(*overrides), log, warn=warnings.append)
@@ -462,7 +464,9 @@ class TinyModels:
         import torch
 
         from cedkv.injection import capture
-        from cedkv.memory.state import States
+        from cedkv.memory.atoms import Atoms
+    from cedkv.memory.bank import MemoryBank
+    from cedkv.memory.state import States
 
         parts = []
         for n in range(states):
@@ -473,6 +477,50 @@ class TinyModels:
             keys = {i: atoms.keys[i][None, :, pick] for i in chosen}
             parts.append(States(keys, {i: atoms.values[i][None, :, pick] for i in chosen}))
         return States.stack(parts)
+
+    def atoms(self, model: PreTrainedModel, documents: int = 3, tokens: int = 18) -> list[Atoms]:
+        """Random documents that begin with a special token, every fourth token a delimiter."""
+        from cedkv.injection import capture
+
+        types = (None, *("delimiter" if i % 4 == 0 else "content" for i in range(1, tokens)))
+        return [
+            capture(model, f"d{n}", tuple(self.tokens(tokens, seed=200 + n).tolist()), types)
+            for n in range(documents)
+        ]
+
+    def bank(
+        self, model: PreTrainedModel, *, documents: int = 3, slots: int = 3, pool: int = 8, **changes: Any
+    ) -> MemoryBank:
+        """A bank over the top two layers whose slots were planned from random attention."""
+        import torch
+
+        from cedkv.memory.bank import MemoryBank, MixSpec
+        from cedkv.memory.warm_start import plan_slots
+
+        top = tuple(range(model.config.num_hidden_layers))[-2:]
+        settings = {"mode": "v_only", "share": "shared", "mixture": top, "injection": top}
+        settings |= {"sink_slots": 0, "mass_cap": 0.15, "mass_penalty": 0.05}
+        spec = MixSpec(**settings | changes)
+        atoms, plans = self.atoms(model, documents), []
+        for n, document in enumerate(atoms):
+            generator = torch.Generator().manual_seed(n)
+            on, off = (
+                torch.rand(len(spec.injection), prompts, len(document.types), generator=generator)
+                for prompts in (6, 4)
+            )
+            plans.append(
+                plan_slots(
+                    document.document,
+                    document.types,
+                    on,
+                    off,
+                    slots=slots,
+                    pool_size=pool,
+                    atom_types=("content", "delimiter"),
+                    anti_steer_strength=0.2,
+                )
+            )
+        return MemoryBank(atoms, plans, spec)
 
 
 @pytest.fixture(scope="session")
