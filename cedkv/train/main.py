@@ -60,7 +60,7 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
     experiment = prepare(config, phase)
     _check_fast_path(config, experiment, progress)
-    tags = _tags(config, experiment, phase, explore)
+    tags = tags_of(experiment, phase, explore=explore)
     run_name = config.tracking.run_name
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     with RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run:
@@ -95,7 +95,9 @@ def _check_fast_path(config: Config, experiment: Experiment, progress: bool) -> 
     _say(progress, f"warning: {told}")
 
 
-def _tags(config: Config, experiment: Experiment, phase: int, explore: bool) -> dict[str, str]:
+def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dict[str, str]:
+    """Every tag a run starts with: what it is, where its numbers come from, and the hashes of what it reads."""
+    config = experiment.config
     runtime, loss = config.phase3.runtime, config.phase3.loss
     contents = hashes(experiment.corpus)
     tags = {
