@@ -1,0 +1,110 @@
+"""A slot's key is chosen at warm start and stays: through real training the keys keep every bit while the values move."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from cedkv.core.errors import UserError
+from cedkv.injection import capture
+from cedkv.memory.export import write_memory
+from cedkv.train.loop import Trainer
+
+
+class Silent:
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Nobody listens."""
+
+
+def keys_of(trainer: Trainer, k: int) -> dict[int, Tensor]:
+    return {layer: keys.clone() for layer, keys in trainer.bank.states(k).detach().keys.items()}
+
+
+def values_of(trainer: Trainer) -> dict[int, Tensor]:
+    """With all candidates, so that what moves is the mixture and not the number of candidates in it."""
+    return {layer: values.clone() for layer, values in trainer.bank.states(12).detach().values.items()}
+
+
+@pytest.mark.parametrize("share", ["shared", "layer", "head"])
+def test_keys_keep_every_bit_through_training_while_values_move(small_experiment, share):
+    """Twelve optimiser steps over all four stages of top-k, looked at after every one of them."""
+    experiment = small_experiment(f"phase3.mix.share={share}")
+    trainer = Trainer(experiment, Silent(), warn=lambda _: None)
+    keys, values, anchors = keys_of(trainer, 12), values_of(trainer), trainer.bank.anchors
+    stages = set()
+    for step, _ in enumerate(trainer.run()):
+        k = trainer.k_at(min(step, 11))
+        stages.add(k)
+        now, moved = keys_of(trainer, k), values_of(trainer)
+        assert now.keys() == keys.keys()
+        assert all(torch.equal(now[layer], keys[layer]) for layer in keys)
+        assert trainer.bank.anchors == anchors
+        # [N, H, S]: the value of every slot of every document has left its place
+        assert all(((moved[layer] - values[layer]).abs().amax(-1) > 1e-6).all() for layer in values)
+    assert stages == {12, 6, 4, 2}
+
+
+def test_only_the_mixture_logits_are_trained(small_experiment):
+    experiment = small_experiment()
+    model = experiment.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    constants = {name: tensor.clone() for name, tensor in experiment.bank.named_buffers()}
+    trainer = Trainer(experiment, Silent(), warn=lambda _: None)
+    for _ in trainer.run():
+        pass
+    assert [name for name, p in trainer.bank.named_parameters() if p.requires_grad] == ["logits"]
+    gradient = trainer.bank.logits.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, constants[name]) for name, tensor in trainer.bank.named_buffers())
+    held = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
+    assert held == {id(trainer.bank.logits)}
+
+
+def test_the_key_is_that_of_the_atom_captured_at_the_recorded_position(small_experiment):
+    experiment = small_experiment()
+    bank, encoded = experiment.bank, experiment.encoded
+    states = bank.states(4)
+    for n, context in enumerate(encoded.contexts):
+        atoms = capture(experiment.model, context.id, context.ids, context.types, encoded.skipped)
+        positions = [position for _, _, position in bank.anchors[n]]
+        assert len(set(positions)) == 3  # one slot, one anchor
+        for layer in bank.spec.injection:
+            assert torch.equal(states.keys[layer][n], atoms.keys[layer][:, positions])
+        for chunk, layer, position in bank.anchors[n]:
+            assert chunk == 0
+            assert layer in bank.spec.injection
+            assert context.types[position] not in (None, "delimiter")
+
+
+def test_the_same_warm_start_chooses_the_same_anchors(small_experiment):
+    """From the seed alone: preparing again, with other training settings, moves no anchor."""
+    once, again = small_experiment(), small_experiment("phase3.train.lr=0.5")
+    assert once.bank.anchors == again.bank.anchors
+    assert torch.equal(once.bank.candidates, again.bank.candidates)
+
+
+def test_anti_steering_decides_the_anchors_once_and_is_not_read_again(small_experiment):
+    """The OFF penalty on anchors is a matter of warm start: strong enough, it chooses other ones."""
+    none = small_experiment("phase3.warm_start.anti_steer_strength=0.0")
+    strong = small_experiment("phase3.warm_start.anti_steer_strength=5.0")
+    assert none.bank.anchors != strong.bank.anchors
+
+
+def test_anchors_are_written_as_chunk_layer_and_position(small_experiment, tmp_path):
+    bank = small_experiment().bank
+    _, described = write_memory(tmp_path, bank, 4, "model", "configuration")
+    written = json.loads(described.read_text())["anchors"]
+    assert [[tuple(a.values()) for a in slots] for slots in written] == [list(d) for d in bank.anchors]
+    assert all(a.keys() == {"chunk", "layer", "position"} for slots in written for a in slots)
+
+
+def test_there_is_no_other_policy(small_config):
+    assert small_config().phase3.mix.k_anchor.policy == "warm_start_fixed"
+    with pytest.raises(UserError, match=r"phase3\.mix\.k_anchor\.policy"):
+        small_config("phase3.mix.k_anchor.policy=learned")
