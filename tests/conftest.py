@@ -30,6 +30,20 @@ settings.register_profile("cedkv", deadline=None, derandomize=True)
 settings.load_profile("cedkv")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden",
+        metavar="REASON",
+        help="write the golden trajectories again, with the reason why they changed",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    reason = config.getoption("--regenerate-golden")
+    if reason is not None and not reason.strip():
+        raise pytest.UsageError("--regenerate-golden needs a reason")
+
+
 # -------------------------------------------------------------------------------------------------- tracking stores
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
