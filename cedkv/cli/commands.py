@@ -6,12 +6,17 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
     from cedkv.config import Config
+
+
+ABORTED = 1
+"""Status of a training that `constraint_warn.action: abort` ended, as of any run that ends FAILED."""
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -23,9 +28,15 @@ def train(arguments: argparse.Namespace) -> int:
     config = _resolved(arguments)
     if arguments.explore:
         _check_explore(config, arguments.phase)
+    from cedkv.train.loop import ConstraintViolatedError
     from cedkv.train.main import run_training
 
-    run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
+    try:
+        run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
+    except ConstraintViolatedError as violated:
+        # What the configuration asked for, not a crash; the run is in the log as FAILED.
+        print(f"cedkv: the run was aborted: {violated}", file=sys.stderr)
+        return ABORTED
     if talks():
         print(f"run {run_id}")
         print(f"judge it: cedkv gate {run_id}")
@@ -75,6 +86,31 @@ def model_info(_: argparse.Namespace) -> int:
     }
     for name, value in facts.items():
         print(f"{name:12} {value}")
+    return 0
+
+
+def model_build(arguments: argparse.Namespace) -> int:
+    """Train the embedded model; a bar on a terminal, else lines of progress, and the held-out scores at the end."""
+    folder = Path(arguments.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {arguments.out!r} is no folder to write to ({error.strerror}); name another"
+        ) from error
+    from tqdm import tqdm
+
+    from cedkv.train.embedded import Recipe, build
+
+    recipe = Recipe() if arguments.steps is None else Recipe(steps=arguments.steps)
+    with tqdm(total=recipe.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+        scores = build(folder, recipe, lambda line: bar.write(line, file=sys.stderr), on_step=bar.update)
+    cases = list(scores)
+    kinds = sorted({kind for found in scores.values() for kind in found})
+    print(f"{'accuracy on':12}" + "".join(f"  {case:>29}" for case in cases))
+    for kind in kinds:
+        print(f"{kind:12}" + "".join(f"  {scores[case].get(kind, float('nan')):29.3f}" for case in cases))
+    print(f"written to {folder}")
     return 0
 
 

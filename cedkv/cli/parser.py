@@ -114,3 +114,22 @@ def _model(parser: argparse.ArgumentParser) -> None:
     summary = "describe the embedded model"
     info = actions.add_parser("info", help=summary, description=summary, allow_abbrev=False)
     info.set_defaults(run=commands.model_info)
+    summary = "train the embedded model again from its seed, and score it on what it has not seen"
+    build = actions.add_parser("build", help=summary, description=summary, allow_abbrev=False)
+    build.add_argument(
+        "--out",
+        metavar="DIR",
+        default="build/embedded-model",
+        help="where to write it (%(default)s); cedkv/models/embedded replaces the one that ships",
+    )
+    build.add_argument(
+        "--steps", metavar="N", type=_count, help="training steps; default: as many as the recipe says"
+    )
+    build.set_defaults(run=commands.model_build)
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number

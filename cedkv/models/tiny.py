@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SLIDING_WINDOW = 8
@@ -71,3 +72,10 @@ def build_model(vocab_size: int) -> Gemma3ForCausalLM:
         if ".post_" in name:  # Gemma's norms scale by 1 + weight
             torch.nn.init.constant_(parameter, -0.9)
     return model
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write both to `folder`, as `load_model` reads them."""
+    hf_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -73,9 +73,11 @@ class RowMaker:
         self.vocab_size = len(tokenizer)
 
     def tokens(self, text: str) -> list[int]:
+        """Ids of `text` without special tokens."""
         return self.encode(text, add_special_tokens=False).ids
 
     def segment(self, item: skills.Item, sees_document: bool) -> Segment:
+        """A prompt behind a BOS and its answer before an EOS; where nothing has to follow, all of it is predicted."""
         prompt = [self.bos, *self.tokens(item.prompt)]
         answer = [*self.tokens(item.answer), self.eos] if item.answer else []
         loss_from = len(prompt) if answer else 1
@@ -136,7 +138,8 @@ def collate(rows: list[Row], prompt_weight: float) -> Batch:
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     segment = torch.full(shape, -1)
     sees = torch.zeros(shape, dtype=torch.bool)
-    where, target, weight, item, kinds = [], [], [], [], []
+    where, target, weight, item = [], [], [], []
+    kinds: list[str] = []
     for b, row in enumerate(rows):
         size = len(row.document)
         ids[b, :size], positions[b, :size], segment[b, :size] = (
@@ -257,7 +260,8 @@ def score(
     model: CausalLM, maker: RowMaker, rows: int, *, facts: int, free: int, cores: tuple[str, ...]
 ) -> dict[str, float]:
     """Exact-match accuracy by kind on fresh documents of `facts` facts, asked in the phrasings `cores`."""
-    rng, found = maker.rng, defaultdict(list)
+    rng = maker.rng
+    found: dict[str, list[bool]] = defaultdict(list)
     for _ in range(rows):
         stated = world.draw_facts(rng, facts)
         document = world.compose_document(rng, "", stated, free)
@@ -304,12 +308,23 @@ def vocabulary_texts(seed: int, samples: int = 6000) -> Iterator[str]:
     yield world.UNKNOWN
 
 
-def build(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+HELD_OUT_DOCUMENTS = 64
+"""Documents of each evaluation of the finished model."""
+
+
+def build(
+    folder: Path,
+    recipe: Recipe,
+    say: Callable[[str], None],
+    *,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[str, dict[str, float]]:
     """Train the embedded model from its seed and write it to `folder`.
 
     Args:
         folder: gets `model.safetensors`, `config.json`, the tokenizer and `recipe.json` (recipe, curve, scores).
         say: called with a line of progress every few steps.
+        on_step: called after every step.
 
     Returns:
         Held-out accuracy by kind for each kind of evaluation.
@@ -327,20 +342,15 @@ def build(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str,
                 f"step {step:5d}/{recipe.steps} {time.perf_counter() - started:6.0f} s  {kind:12s} loss {loss:6.3f}  {rounded}"
             )
 
-    def save(model: CausalLM) -> None:
-        model.eval()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        model.train()
-
     model = None
     for step, model in train(recipe, tokenizer, report):
+        on_step()
         if step % 300 == 299:
-            save(model)
+            tiny.save(model, tokenizer, folder)
             say(f"held-out after {step + 1} steps: {held_out_scores(model, tokenizer, recipe, documents=16)}")
     assert model is not None
-    save(model)
-    scores = held_out_scores(model, tokenizer, recipe, documents=64)
+    tiny.save(model.eval(), tokenizer, folder)
+    scores = held_out_scores(model, tokenizer, recipe, documents=HELD_OUT_DOCUMENTS)
     record = {"recipe": asdict(recipe), "held_out": scores, "curve": curve}
     (folder / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
     return scores
