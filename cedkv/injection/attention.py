@@ -158,8 +158,10 @@ _register("eager", eager_mask)
 
 
 @contextmanager
-def _activated(model: PreTrainedModel, modules: Mapping[nn.Module, _Active]) -> Iterator[None]:
-    """Within the block these modules of `model` do this and its others nothing, whatever an outer block said."""
+def _activated(
+    model: PreTrainedModel, own: Mapping[nn.Module, AttentionLayer], modules: Mapping[nn.Module, _Active]
+) -> Iterator[None]:
+    """Within the block `modules` do this and the others of the model's `own` nothing, whatever an outer block said."""
     before: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     stock = before.removeprefix(PREFIX)
     if stock not in ("sdpa", "eager"):
@@ -172,7 +174,6 @@ def _activated(model: PreTrainedModel, modules: Mapping[nn.Module, _Active]) -> 
             "or call model.eval(): a frozen model needs neither"
         )
     _switch(model, PREFIX + stock if modules else stock)
-    own = attention_modules(model)
     others = {module: active for module, active in _ACTIVE.get().items() if module not in own}
     token = _ACTIVE.set({**others, **modules})
     try:
@@ -215,16 +216,18 @@ def inject(
     """
     if states is not None and states.slots == 0:
         states = None
-    modules = attention_modules(model)
-    if states is not None:
-        _check(states, rows, {layer.index for layer in modules.values()})
-        modules = {module: layer for module, layer in modules.items() if layer.index in states.keys}
+    own = attention_modules(model)
     if states is None and observer is None:
-        modules = {}
         if not model.config._attn_implementation.startswith(PREFIX):  # noqa: SLF001
             yield  # untouched, whatever its attention implementation
             return
-    with _activated(model, {m: _Active(layer, states, rows, observer) for m, layer in modules.items()}):
+        chosen = {}
+    elif states is None:
+        chosen = own
+    else:
+        _check(states, rows, {layer.index for layer in own.values()})
+        chosen = {module: layer for module, layer in own.items() if layer.index in states.keys}
+    with _activated(model, own, {m: _Active(layer, states, rows, observer) for m, layer in chosen.items()}):
         yield
 
 
@@ -246,6 +249,7 @@ def _check(states: States, rows: Tensor | None, attention: set[int]) -> None:
 @contextmanager
 def observe(model: PreTrainedModel, layers: tuple[int, ...], observer: Observer) -> Iterator[None]:
     """Within the block, `observer` sees every `AttentionCall` of `layers`; nothing is injected."""
-    modules = {module: layer for module, layer in attention_modules(model).items() if layer.index in layers}
-    with _activated(model, {m: _Active(layer, None, None, observer) for m, layer in modules.items()}):
+    own = attention_modules(model)
+    watched = {m: _Active(layer, None, None, observer) for m, layer in own.items() if layer.index in layers}
+    with _activated(model, own, watched):
         yield

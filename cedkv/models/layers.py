@@ -28,9 +28,11 @@ def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer]
     """
     found: dict[nn.Module, AttentionLayer] = {}
     for module in model.modules():
-        index = getattr(module, "layer_idx", None)
-        causal = getattr(module, "is_causal", False) and not getattr(module, "is_cross_attention", False)
-        if isinstance(index, int) and causal:
+        # Looked up where plain attributes live: asking every module for what it lacks is slow, and this runs often.
+        index = vars(module).get("layer_idx")
+        if not isinstance(index, int) or getattr(module, "is_cross_attention", False):
+            continue
+        if getattr(module, "is_causal", False):
             found[module] = AttentionLayer(index, _window(model, module, index))
     return dict(sorted(found.items(), key=lambda item: item[1].index))
 
