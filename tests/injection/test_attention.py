@@ -86,6 +86,20 @@ def test_a_whole_document_is_refused_in_rows_padded_on_the_left(tiny, family):
         logits(model, tiny.tokens(2, 5), attention_mask=mask.flip(1))  # on the right nothing moves
 
 
+def test_states_take_the_type_of_the_model(tiny):
+    """A memory trained in float32 serves a model in half precision."""
+    model, ids = tiny.fresh("qwen3"), tiny.tokens(1, 6)
+    memory = tiny.memory(model)
+    with inject(model, memory):
+        wanted = logits(model, ids)
+    model.to(torch.bfloat16)
+    with inject(model, memory):
+        found = logits(model, ids)
+    assert found.dtype == torch.bfloat16
+    assert (found - logits(model, ids)).abs().max() > 0.1
+    assert (found.float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_states_must_hold_keys_and_values_of_the_same_layers():
     slots = torch.zeros(2, 1, 3, 4)
     with pytest.raises(ValueError, match=r"layers of keys \[0\] and values \[1\]"):

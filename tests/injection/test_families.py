@@ -122,6 +122,18 @@ def test_greedy_generation_with_a_cache_is_generation_without_one(model, tiny):
     assert not torch.equal(model.generate(ids, **settings), wanted)
 
 
+def test_generation_of_padded_rows_is_generation_row_by_row(model, tiny):
+    ids, lengths, memory = tiny.tokens(3, PROMPT), [9, 4, 7], tiny.memory(model, states=3)
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    rows, batch = torch.tensor([1, 2, 0]), padded(ids, lengths, "left")
+    with inject(model, memory, rows):
+        together = model.generate(batch["ids"], attention_mask=batch["attention_mask"], **settings)
+    for b, length in enumerate(lengths):
+        with inject(model, memory.select(rows[b : b + 1])):
+            alone = model.generate(ids[b : b + 1, :length], **settings)
+        assert torch.equal(together[b, -5:], alone[0, -5:])
+
+
 def test_beams_keep_the_state_of_their_prompt(model, tiny):
     ids, memory = tiny.tokens(2, PROMPT), tiny.memory(model, states=2)
     settings = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "eos_token_id": None}
