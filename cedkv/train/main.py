@@ -50,11 +50,7 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
     Raises:
         UserError: anything the user can mend; nothing is logged then.
     """
-    process = PartialState()
-    if process.num_processes > 1:
-        raise UserError(
-            f"{process.num_processes} processes were launched, but this release trains in one: use --num_processes 1"
-        )
+    _refuse_several_processes(os.environ)
     uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
@@ -73,6 +69,17 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
             _log_traces(run, trainer)
     publish(run.run_id, uri)
     return run.run_id
+
+
+def _refuse_several_processes(env: Mapping[str, str]) -> None:
+    """Each of them would train and log a run of its own."""
+    # On CPUs accelerate counts processes only where it is asked for a CPU group, so the launcher's word comes first.
+    launched = env.get("WORLD_SIZE", "1")
+    processes = int(launched) if launched.isdecimal() and int(launched) > 1 else PartialState().num_processes
+    if processes > 1:
+        raise UserError(
+            f"{processes} processes were launched, but this release trains in one: use --num_processes 1"
+        )
 
 
 def _say(progress: bool, message: str) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import cedkv
 from cedkv import ledger
 from cedkv.config import config_hash, load
+from cedkv.core.errors import UserError
 from cedkv.core.hashing import content_hash
 from cedkv.data.build import build_corpus
 from cedkv.data.records import hashes
@@ -337,3 +338,10 @@ def test_numbers_that_are_not_finite_are_logged_as_such_and_counted(small_config
         None
     ] * 3
     assert math.isfinite(run.metrics[ledger.P99_STRESS])
+
+
+def test_several_processes_are_refused_before_anything_else(small_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but this release trains in one"):
+        start(small_config, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert list(tmp_path.iterdir()) == []
