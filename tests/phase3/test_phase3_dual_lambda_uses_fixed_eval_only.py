@@ -67,15 +67,17 @@ def poison_fixed_set(monkeypatch):
     return lambda: monkeypatch.setattr(loop, "stress", poisoned)
 
 
-def test_a_poisoned_hard_pool_leaves_the_whole_lambda_trace_as_it_was(dual_trace, poison_hard_pool):
-    clean = dual_trace()
+def test_a_poisoned_hard_pool_leaves_the_whole_lambda_trace_as_it_was(
+    train_small, dual_trace, poison_hard_pool
+):
+    clean = train_small().trainer.traces.dual
     poison_hard_pool()
     assert dual_trace() == clean
     assert [row["step"] for row in clean] == [0, 5, 10]
 
 
-def test_a_poisoned_fixed_set_moves_lambda(dual_trace, poison_fixed_set):
-    clean = dual_trace()
+def test_a_poisoned_fixed_set_moves_lambda(train_small, dual_trace, poison_fixed_set):
+    clean = train_small().trainer.traces.dual
     poison_fixed_set()
     poisoned = dual_trace()
     assert poisoned[0]["p99_raw"] == pytest.approx(clean[0]["p99_raw"] + 5.0)
@@ -84,9 +86,9 @@ def test_a_poisoned_fixed_set_moves_lambda(dual_trace, poison_fixed_set):
     assert [row["lambda_off"] for row in clean] == pytest.approx([2.0, 2.0, 2.0], abs=0.02)
 
 
-def test_the_same_poison_does_move_a_dual_that_reads_the_hard_pool(dual_trace, poison_hard_pool):
+def test_the_same_poison_does_move_a_dual_that_reads_the_hard_pool(train_small, dual_trace, poison_hard_pool):
     """Only debug can be told to read it; without this the first test could not fail."""
-    clean = dual_trace(*DEBUG)
+    clean = train_small(*DEBUG).trainer.traces.dual
     poison_hard_pool()
     poisoned = dual_trace(*DEBUG)
     assert clean[0]["lambda_off"] < 2.05

@@ -19,6 +19,7 @@ from cedkv.train.loop import Trainer
 from cedkv.train.main import run_training
 
 LENIENT = "phase3.thresholds.off_delta_p99_max=2.0"
+# λ is held, so that what is measured cannot reach what is trained.
 PINNED = "phase3.train.lambda_off.dual={lambda_min: 2.0, lambda_max: 2.0}"
 LOSSES = (ledger.LOSS, ledger.LOSS_ON, ledger.LOSS_OFF, ledger.LOSS_STR)
 GATED = (
@@ -27,18 +28,25 @@ GATED = (
 )
 
 
-@pytest.fixture
-def logged_run(small_config, store_uri):
+@pytest.fixture(scope="module")
+def logged_run(small_config, store_template, tmp_path_factory):
     """Trains with a logged run; gives its record and the histories of its losses and of what gates read."""
+    path = tmp_path_factory.mktemp("hard-pool") / "mlflow.db"
+    path.write_bytes(store_template.read_bytes())
+    uri = f"sqlite:///{path}"
 
-    def train(*overrides: str):
-        config = small_config(LENIENT, f"tracking.uri={store_uri}", *overrides)
-        run_id = run_training(config, phase=3, progress=False)
-        history = metric_history(run_id, (*LOSSES, *GATED), store_uri)
+    def train():
+        run_id = run_training(small_config(LENIENT, PINNED, f"tracking.uri={uri}"), phase=3, progress=False)
+        history = metric_history(run_id, (*LOSSES, *GATED), uri)
         values = {name: [(point.step, point.value) for point in points] for name, points in history.items()}
-        return read_run(run_id, store_uri), values
+        return read_run(run_id, uri), values
 
     return train
+
+
+@pytest.fixture(scope="module")
+def clean_run(logged_run):
+    return logged_run()
 
 
 def poison_pool_values(monkeypatch):
@@ -60,8 +68,10 @@ def poison_fixed_set(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------- the pool's values
-def test_enormous_values_in_the_hard_pool_reach_no_metric_no_table_and_no_gate(logged_run, monkeypatch):
-    clean, before = logged_run()
+def test_enormous_values_in_the_hard_pool_reach_no_metric_no_table_and_no_gate(
+    clean_run, logged_run, monkeypatch
+):
+    clean, before = clean_run
     poison_pool_values(monkeypatch)
     poisoned, after = logged_run()
     assert before == after
@@ -76,11 +86,13 @@ def test_enormous_values_in_the_hard_pool_reach_no_metric_no_table_and_no_gate(l
     assert verdicts[0].gate_b is Status.PASS
 
 
-def test_a_poisoned_fixed_set_fails_gate_b_and_moves_no_loss_and_no_memory(logged_run, monkeypatch):
+def test_a_poisoned_fixed_set_fails_gate_b_and_moves_no_loss_and_no_memory(
+    clean_run, logged_run, monkeypatch
+):
     """With λ held, nothing that is trained may depend on what was measured on the fixed set."""
-    clean, before = logged_run(PINNED)
+    clean, before = clean_run
     poison_fixed_set(monkeypatch)
-    poisoned, after = logged_run(PINNED)
+    poisoned, after = logged_run()
     for name in LOSSES:
         assert before[name] == after[name]
     assert [judge(run).gate_b for run in (clean, poisoned)] == [Status.PASS, Status.FAIL]
@@ -89,8 +101,10 @@ def test_a_poisoned_fixed_set_fails_gate_b_and_moves_no_loss_and_no_memory(logge
     assert poisoned.on_table == clean.on_table
 
 
-def test_other_prompts_in_the_pool_move_the_off_loss_but_not_the_first_measurement(logged_run, monkeypatch):
-    _, before = logged_run()
+def test_other_prompts_in_the_pool_move_the_off_loss_but_not_the_first_measurement(
+    clean_run, logged_run, monkeypatch
+):
+    _, before = clean_run
     mine = loop.mine
 
     def easiest(model, states, prompts, size, **options):

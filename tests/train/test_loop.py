@@ -133,6 +133,26 @@ def test_the_order_of_off_prompts_does_not_move_with_the_on_minibatch(trainer, m
     assert orders() == orders("phase3.train.on_batch=2")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("phase3.mix.mode=kv", "phase3.mix.share=layer"),
+        ("phase3.mix.share=head", "phase3.memory.sink_slots=2"),
+        ("phase3.layer_scope={mixture: top25, injection: all}", "phase3.loss.on.type=answer_nll"),
+        ("data.repeat_bos=false", "data.document_separator=' '"),
+        ("phase3.eval.batch_rows=1", "phase3.candidate.atom_types=[content, value]"),
+    ],
+    ids=lambda settings: settings[0].rpartition(".")[2],
+)
+def test_every_setting_trains_and_its_teacher_is_met_by_the_whole_document(train_small, settings):
+    run = train_small("phase3.train.steps=3", *settings)
+    assert run.trainer.experiment.teacher_cache_max_kl < 1e-6
+    assert all(math.isfinite(row[name]) for row in run.trainer.traces.loss for name in row)
+    assert run.log.of(ledger.NONFINITE_STEPS)[-1][1] == 0
+    assert all(norm > 0 for _, norm in run.log.of(ledger.GRAD_NORM))
+    assert all(0 < mass < 1 for _, mass in run.log.of(ledger.SLOT_MASS_ON) + run.log.of(ledger.SLOT_MASS_OFF))
+
+
 # ---------------------------------------------------------------------------------------------------------- hard pool
 def test_the_pool_holds_the_hardest_training_prompts_hardest_first(trainer):
     made = trainer()
