@@ -29,7 +29,8 @@ def _count(rng: random.Random) -> Item:
         start = rng.randint(low, 99 - 2 * length)
         run = [str(start + step * i) for i in range(length + 1)]
     lead = rng.choice(("Count on:", "Go on:", "Next number:"))
-    return Item(f"{lead} {' '.join(run[:-1])}", f" {run[-1]}", "count")
+    # The arrow says where the run stops: without it, going on for another number is no mistake.
+    return Item(f"{lead} {' '.join(run[:-1])} ->", f" {run[-1]}", "count")
 
 
 def _sum(rng: random.Random) -> Item:

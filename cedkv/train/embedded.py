@@ -32,7 +32,7 @@ class Recipe:
     seed: int = 3407
     steps: int = 1800
     threads: int = 1  # another number of threads rounds otherwise and ends in other weights
-    rows: int = 10
+    tokens: int = 4600  # of one step, about
     lr: float = 3e-3
     warmup: int = 20
     # Random sequences said twice, short ones first: recall over a distance forms here within a few hundred steps.
@@ -40,6 +40,10 @@ class Recipe:
     repeat_start: int = 8
     repeat_stop: int = 96
     repeat_share: float = 0.03
+    # Then documents; the most facts one may state rises whenever recall is good enough.
+    first_level: int = 2
+    last_level: int = 24
+    rise_at: float = 0.9
     prompt_weight: float = 0.05
 
 
@@ -91,30 +95,41 @@ class RowMaker:
 
     def repeat_rows(self, length: int) -> list[Row]:
         """As many as fill a step with about as many tokens as documents do."""
-        return [self.repeat_row(length) for _ in range(4000 // (2 * length))]
+        return [self.repeat_row(length) for _ in range(self.recipe.tokens // (2 * length))]
 
-    def document_row(self, progress: float, cores: tuple[str, ...] = world.TRAIN_CORES) -> Row:
-        """A document with questions it answers, near misses, and skills; some segments with it in view, some bare."""
+    def document_row(self, level: int, cores: tuple[str, ...] = world.TRAIN_CORES) -> Row:
+        """A document of up to `level` facts with questions about it and, from level 4 on, near misses and skills.
+
+        Crowded documents come most: where every attribute occurs once, the entity would not be learned. Half of the
+        rows keep the local layers from reading a fact that stands near the question.
+        """
         rng = self.rng
-        most = round(4 + 20 * min(1.0, max(0.0, (progress - 0.15) / 0.45)))
-        # Crowded documents first and often: where every attribute occurs once, the entity would not be learned.
-        facts = world.draw_facts(rng, rng.randint(max(2, most // 4), most), crowded=rng.random() < 0.6)
-        document = world.compose_document(rng, "", facts, rng.randint(0, max(2, len(facts) * 3 // 4)))
-        # Half of the rows keep the local layers from reading a fact that stands near the question.
+        facts = world.draw_facts(rng, rng.randint(max(2, level // 3), level), crowded=rng.random() < 0.6)
+        document = world.compose_document(rng, "", facts, rng.randint(0, len(facts) * 3 // 4))
         row = Row([self.bos, *self.tokens(document.text)], gap=rng.choice((0, tiny.LOCAL_REACH)))
         for fact in rng.sample(facts, min(12, len(facts))):
-            item = skills.Item(world.question(rng, *fact.pair, cores), f" {fact.value}", "fact")
-            row.segments.append(self.segment(item, sees_document=True))
-        absent = world.absent_pairs(rng, facts, {f.pair for f in facts})
-        for pair in (next(absent) for _ in range(max(3, min(6, len(facts))))):
-            item = skills.Item(world.question(rng, *pair, cores), world.UNKNOWN, "near_miss")
-            row.segments.append(self.segment(item, sees_document=True))
-        item = skills.Item(world.question(rng, *facts[0].pair, cores), world.UNKNOWN, "bare")
-        row.segments.append(self.segment(item, sees_document=False))
+            row.segments.append(self._question(fact.pair, f" {fact.value}", "fact", cores))
+        if level >= 4:
+            absent = world.absent_pairs(rng, facts, {f.pair for f in facts})
+            for pair in (next(absent) for _ in range(max(2, min(6, len(facts) // 2)))):
+                row.segments.append(self._question(pair, world.UNKNOWN, "near_miss", cores))
+            row.segments.append(self._question(facts[0].pair, world.UNKNOWN, "bare", cores))
         # Counting and sums are learned last, so they come most.
-        for name in rng.choices(list(skills.SKILLS), weights=[4, 4, 1, 1, 1, 1, 1], k=5):
+        for name in rng.choices(list(skills.SKILLS), weights=[4, 4, 1, 1, 1, 1, 1], k=1 if level < 6 else 4):
             row.segments.append(self.segment(skills.SKILLS[name](rng), sees_document=rng.random() < 0.35))
         return row
+
+    def _question(self, pair: tuple[str, str], answer: str, family: str, cores: tuple[str, ...]) -> Segment:
+        item = skills.Item(world.question(self.rng, *pair, cores), answer, family)
+        return self.segment(item, sees_document=family != "bare")
+
+    def document_rows(self, level: int) -> list[Row]:
+        """As many as fill a step."""
+        rows, tokens = [], 0
+        while tokens < self.recipe.tokens:
+            rows.append(self.document_row(level))
+            tokens += len(rows[-1].document) + sum(len(s.ids) for s in rows[-1].segments)
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +231,20 @@ def train(
     recipe: Recipe,
     tokenizer: Tokenizer,
     report: Callable[[int, str, float, dict[str, float]], None],
+    start: CausalLM | None = None,
 ) -> Iterator[tuple[int, CausalLM]]:
-    """Train from scratch; `report(step, kind of step, loss in nats, accuracy by kind)` after every step."""
+    """Train from scratch, or on from `start` with fresh optimisers.
+
+    `report(step, kind of step, loss in nats, accuracy by kind)` is called after every step.
+    """
     torch.manual_seed(recipe.seed)
-    model = tiny.build_model(len(tokenizer))
+    model = tiny.build_model(len(tokenizer)) if start is None else start.train().requires_grad_(True)
     maker = RowMaker(tokenizer, random.Random(recipe.seed), recipe)
     opts = optimisers(model)
-    length = float(recipe.repeat_start)
+    length, level, recall = float(recipe.repeat_start), recipe.first_level, 0.0
     for step in range(recipe.steps):
         repeating = length < recipe.repeat_stop or maker.rng.random() < recipe.repeat_share
-        rows = (
-            maker.repeat_rows(round(length))
-            if repeating
-            else [maker.document_row(step / recipe.steps) for _ in range(recipe.rows)]
-        )
+        rows = maker.repeat_rows(round(length)) if repeating else maker.document_rows(level)
         batch = collate(rows, recipe.prompt_weight)
         logits = logits_at(model, batch)
         loss = (
@@ -245,7 +260,11 @@ def train(
         if repeating and length < recipe.repeat_stop and token_accuracy(logits, batch) > 0.9:
             length = min(length * 1.15 + 1, recipe.repeat_stop)
         means = {k: sum(v) / len(v) for k, v in accuracy_by_kind(logits, batch).items()}
-        report(step, f"repeat {round(length)}" if repeating else "documents", loss.item(), means)
+        if not repeating:
+            recall = 0.9 * recall + 0.1 * means["fact"]
+            if recall > recipe.rise_at and level < recipe.last_level:
+                level, recall = level + 1, recall - 0.05
+        report(step, f"repeat {round(length)}" if repeating else f"facts {level}", loss.item(), means)
         yield step, model
 
 

@@ -117,7 +117,7 @@ def prepare(config: Config, phase: int) -> Experiment:
     for n, context in enumerate(encoded.contexts):
         whole = capture(loaded.model, context.id, context.ids, context.types, encoded.skipped)
         worst = max(worst, _cache_error(loaded.model, whole, encoded, evaluation, n))
-        looks = _looks(loaded.model, whole, encoded, spec.injection, n)
+        looks = _looks(loaded, whole, encoded, spec.injection, n)
         reads.append(_mass_by_type(looks.on, context.types))
         plans.append(_plan(config, context, looks))
         atoms.append(whole.at_layers(spec.injection))
@@ -177,15 +177,21 @@ class _Looks:
 
 
 def _looks(
-    model: CausalLM, whole: Atoms, encoded: EncodedCorpus, layers: tuple[int, ...], document: int
+    loaded: LoadedModel, whole: Atoms, encoded: EncodedCorpus, layers: tuple[int, ...], document: int
 ) -> _Looks:
-    """Attention of the document's ON training prompts, and of a sample of OFF prompts, at the injected layers."""
+    """Attention of the document's ON training prompts, and of a sample of OFF prompts, at the injected layers.
+
+    OFF prompts that do not fit behind the document are left out; with none left, nothing counts against an anchor.
+    """
+    room = loaded.context_length - len(whole.types) + encoded.skipped
     on = [row for row in encoded.on_train if row.document == document]
     off = encoded.off_train[:WARM_START_OFF_PROMPTS]
     shown = [row.prompt[encoded.skipped :] + row.answer[:-1] for row in on]
-    off_shown = [row.prompt[encoded.skipped :] for row in off]
-    look = partial(_attention, model, whole, layers=layers, skipped=encoded.skipped)
-    return _Looks(look(shown, [len(row.answer) for row in on]), look(off_shown, [1] * len(off)))
+    off_shown = [row.prompt[encoded.skipped :] for row in off if len(row.prompt) <= room]
+    look = partial(_attention, loaded.model, whole, layers=layers, skipped=encoded.skipped)
+    seen_on = look(shown, [len(row.answer) for row in on])
+    seen_off = look(off_shown, [1] * len(off_shown)) if off_shown else torch.zeros_like(seen_on[:, :1])
+    return _Looks(seen_on, seen_off)
 
 
 def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> dict[str, float]:
