@@ -44,7 +44,7 @@ stories: install
 	$(call TRAIN_AND_JUDGE,configs/stories.yaml)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

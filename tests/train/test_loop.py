@@ -116,7 +116,7 @@ def test_another_seed_gives_other_minibatches(train_small):
     assert first.trainer.traces.dual[0] == second.trainer.traces.dual[0]  # nothing was trained yet
 
 
-def test_the_order_of_off_prompts_does_not_move_with_the_on_minibatch(trainer, monkeypatch):
+def test_the_order_of_off_prompts_does_not_move_with_the_on_prompts(trainer, monkeypatch):
     def orders(*overrides: str) -> list[list[int]]:
         made, seen = trainer(*overrides), []
         draw = made._off_batch
@@ -130,7 +130,7 @@ def test_the_order_of_off_prompts_does_not_move_with_the_on_minibatch(trainer, m
         finish(made)
         return seen
 
-    assert orders() == orders("phase3.train.on_batch=2")
+    assert orders() == orders("data.on_train_prompts_per_fact=2", "phase3.train.on_batch=2")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cedkv.core.errors import UserError
 from cedkv.core.hashing import content_hash
 from cedkv.data.build import build_corpus
 from cedkv.data.records import hashes
+from cedkv.injection import inject
 from cedkv.memory.export import FORMAT
 from cedkv.release.measure import on_metrics
 from cedkv.tracking.reader import latest_run, list_runs, metric_history, read_run, read_traces
@@ -170,6 +171,28 @@ def test_the_on_table_holds_every_evaluation_prompt_and_gives_the_logged_scalars
     assert record.metrics[ledger.DELTA_ON_MEAN] > 0.01
     reads = [v for name, v in record.metrics.items() if name.startswith(ledger.TEACHER_READS_PREFIX)]
     assert sum(reads) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_on_table_measures_the_memory_that_is_kept_prompt_by_prompt(logged, train_small):
+    """Each prompt alone, its document's state of the final k injected, against the logged columns."""
+    trainer = train_small().trainer
+    experiment, states = trainer.experiment, trainer.bank.states(2).detach()
+    corrects = []
+    measured = zip(
+        logged.record().on_table, experiment.encoded.on_eval, experiment.evaluation.teacher, strict=True
+    )
+    for row, prompt, reads in measured:
+        ids, answer = torch.tensor([prompt.prompt + prompt.answer[:-1]]), torch.tensor(prompt.answer)
+        with torch.no_grad(), inject(trainer.model, states.select(torch.tensor([prompt.document]))):
+            logits = trainer.model(input_ids=ids).logits[0, -len(answer) :]
+        log_probs = logits.double().log_softmax(-1)
+        assert row.student_logp == pytest.approx(log_probs.gather(1, answer[:, None]).sum().item(), rel=1e-5)
+        corrects.append(bool((log_probs.argmax(-1) == answer).all()))
+        teacher = reads.double()
+        divergence = (teacher.exp() * (teacher - log_probs)).sum(-1).mean().item()
+        assert row.kl_teacher_student == pytest.approx(divergence, rel=1e-4)
+        assert row.tokens == len(answer)
+    assert [row.student_correct for row in logged.record().on_table] == corrects
 
 
 def test_a_token_beyond_the_tokenizer_still_has_a_name(logged):
