@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,38 +33,49 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def test_on_loss_is_the_mean_divergence_of_the_student_from_the_teacher(experiment):
-    batch = [experiment.encoded.on_train[i] for i in (0, 10, 3, 26, 11)]
-    teacher = [experiment.train.teacher[i] for i in (0, 10, 3, 26, 11)]
+@pytest.fixture
+def asked(experiment):
+    """ON prompts of three documents with answers of one to four tokens, and what the teacher says at those tokens."""
+    longer = {0: (), 10: (300, 301, 302), 3: (400,), 26: (), 11: (500, 501)}
+    batch = [replace(row, answer=row.answer + more) for row, more in _picked(experiment, longer)]
     assert {row.document for row in batch} == {0, 1, 2}
-    loss, mass = on_loss(experiment.model, experiment.bank, K, batch, teacher=teacher, kind="kl")
-    direct = []
+    assert [len(row.answer) for row in batch] == [1, 4, 2, 1, 3]
+    teacher = []
     for row in batch:
         behind = experiment.encoded.contexts[row.document].ids + row.prompt[experiment.encoded.skipped :]
-        reads = log_probs(experiment, behind, None, row.answer)
-        direct.append(divergence(reads, log_probs(experiment, row.prompt, row.document, row.answer)).mean())
+        teacher.append(log_probs(experiment, behind, None, row.answer))
+    return batch, teacher
+
+
+def _picked(experiment, longer):
+    return [(experiment.encoded.on_train[i], more) for i, more in longer.items()]
+
+
+def test_on_loss_is_the_mean_divergence_of_the_student_from_the_teacher(experiment, asked):
+    """Each prompt counts once, however long its answer."""
+    batch, teacher = asked
+    loss, mass = on_loss(
+        experiment.model, experiment.bank, K, batch, teacher=[t.float() for t in teacher], kind="kl"
+    )
+    direct = [
+        divergence(reads, log_probs(experiment, row.prompt, row.document, row.answer)).mean()
+        for row, reads in zip(batch, teacher, strict=True)
+    ]
     assert loss.item() == pytest.approx(sum(direct).item() / 5, rel=1e-4)
     assert loss.item() > 0.1
     assert 0 < mass < 1
 
 
-def test_on_loss_may_be_the_answers_negative_log_likelihood(experiment):
-    batch = experiment.encoded.on_train[:4]
-    loss, _ = on_loss(
-        experiment.model,
-        experiment.bank,
-        K,
-        batch,
-        teacher=experiment.train.teacher[:4],
-        kind="answer_nll",
-    )
+def test_on_loss_may_be_the_answers_negative_log_likelihood(experiment, asked):
+    batch, teacher = asked
+    loss, _ = on_loss(experiment.model, experiment.bank, K, batch, teacher=teacher, kind="answer_nll")
     direct = [
         -log_probs(experiment, row.prompt, row.document, row.answer)[
             range(len(row.answer)), row.answer
         ].mean()
         for row in batch
     ]
-    assert loss.item() == pytest.approx(sum(direct).item() / 4, rel=1e-4)
+    assert loss.item() == pytest.approx(sum(direct).item() / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("tail_fraction", [0.2, 0.5, 1.0])
