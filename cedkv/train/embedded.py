@@ -114,20 +114,28 @@ class RowMaker:
             for pair in (next(absent) for _ in range(max(2, min(6, len(facts) // 2)))):
                 row.segments.append(self._question(pair, world.UNKNOWN, "near_miss", cores))
             row.segments.append(self._question(facts[0].pair, world.UNKNOWN, "bare", cores))
-        # Counting and sums are learned last, so they come most.
-        for name in rng.choices(list(skills.SKILLS), weights=[4, 4, 1, 1, 1, 1, 1], k=1 if level < 6 else 4):
-            row.segments.append(self.segment(skills.SKILLS[name](rng), sees_document=rng.random() < 0.35))
+        row.segments += self._skills(1 if level < 6 else 4, in_view=0.35)
         return row
 
     def _question(self, pair: tuple[str, str], answer: str, family: str, cores: tuple[str, ...]) -> Segment:
         item = skills.Item(world.question(self.rng, *pair, cores), answer, family)
         return self.segment(item, sees_document=family != "bare")
 
+    def _skills(self, count: int, *, in_view: float) -> list[Segment]:
+        """Skills, a share of them behind the document. Counting and sums are learned last, so they come most."""
+        names = self.rng.choices(list(skills.SKILLS), weights=[5, 4, 1, 1, 1, 1, 1], k=count)
+        return [
+            self.segment(skills.SKILLS[name](self.rng), sees_document=self.rng.random() < in_view)
+            for name in names
+        ]
+
     def document_rows(self, level: int) -> list[Row]:
-        """As many as fill a step."""
-        rows, tokens = [], 0
+        """As many as fill a step; behind every second document a row of bare skills."""
+        rows: list[Row] = []
+        tokens = 0
         while tokens < self.recipe.tokens:
-            rows.append(self.document_row(level))
+            bare = len(rows) % 3 == 2
+            rows.append(Row([self.bos], self._skills(32, in_view=0.0)) if bare else self.document_row(level))
             tokens += len(rows[-1].document) + sum(len(s.ids) for s in rows[-1].segments)
         return rows
 
