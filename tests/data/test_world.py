@@ -229,7 +229,7 @@ def test_skills_state_their_answers():
         words = item.prompt.partition(":")[2].removesuffix(" ->").split()
         assert item.answer.split() == words[::-1]
     for item in (skills.SKILLS["count"](rng) for _ in range(200)):
-        run = [*item.prompt.partition(":")[2].split(), item.answer.strip()]
+        run = [*item.prompt.partition(":")[2].removesuffix(" ->").split(), item.answer.strip()]
         order = lexicon.NUMBER_WORDS
         numbers = [order.index(word) if word in order else int(word) for word in run]
         assert len({b - a for a, b in pairwise(numbers)}) == 1
