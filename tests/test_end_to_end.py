@@ -19,6 +19,7 @@ import pytest
 from cedkv import ledger
 from cedkv.cli import main
 from cedkv.tracking.reader import list_runs, read_run
+from tests.small_runs import SMALL
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -158,19 +159,11 @@ def test_more_than_one_process_is_refused(tmp_path):
 @pytest.fixture
 def arguments(small_model: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """The command line of a small run that logs below `tmp_path`."""
-    from_conftest = (
-        *(
-            "phase3.memory.slots=3",
-            "phase3.candidate.pool_size=12",
-            "phase3.train.topk_schedule=[12, 6, 4, 2]",
-        ),
-        *("phase3.train.on_batch=4", "phase3.train.off_batch=4", "phase3.loss.off.hard_pool_size=6"),
-        *("phase3.eval.on_samples=3", "phase3.eval.off_samples=12", "phase3.eval.off_fixed_stress.size=24"),
-        *("phase3.eval.off_sealed.size=16", f"tracking.uri=sqlite:///{tmp_path / 'store' / 'mlflow.db'}"),
-    )
+    sizes = [setting for setting in SMALL if not setting.startswith("data=")]
+    store = f"tracking.uri=sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
 
     def make(*overrides: str, config: Path = SMOKE) -> list[str]:
-        settings = (f"model.name_or_path={small_model}", *from_conftest, *overrides)
+        settings = (f"model.name_or_path={small_model}", *sizes, store, *overrides)
         return ["--config", str(config), *(f"--set={setting}" for setting in settings)]
 
     return make

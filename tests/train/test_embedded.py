@@ -92,6 +92,7 @@ def test_the_learning_rate_warms_up_and_ends_low():
     assert rates[-1] < 0.03 * recipe.lr
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tokenizer):
     first, second = (
         dict(next(embedded.train(Recipe(steps=1), tokenizer, lambda *_: None))[1].state_dict())
