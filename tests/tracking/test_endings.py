@@ -36,7 +36,9 @@ else:
     print(json.dumps({how: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for how, pid in children.items()}))
     sys.exit()
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
+# A shell or nohup may have started the tests with these ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with RunWriter(uri, "endings", name=how) as run:
     for step in range(100):
         run.log_metrics({"loss": step}, step)
