@@ -17,7 +17,7 @@ NAMES: tuple[str, ...] = tuple(
     """.split()
 )
 
-# Every value (but violet) belongs to one attribute, so a wrong attribute is a visible mistake.
+# Every value belongs to one attribute, so a wrong attribute is a visible mistake.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     name: tuple(values.split())
     for name, values in {
@@ -29,7 +29,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "job": "baker pilot nurse teacher farmer painter plumber lawyer singer tailor doctor driver sailor miner barber chef",
         "sport": "tennis rugby soccer golf hockey judo rowing boxing cycling skating fencing chess surfing archery karate polo",
         "instrument": "piano violin flute drum harp guitar cello trumpet banjo oboe tuba organ lute fiddle clarinet viola",
-        "flower": "rose tulip lily daisy orchid poppy iris violet lotus peony aster dahlia jasmine lilac crocus pansy",
+        "flower": "rose tulip lily daisy orchid poppy iris marigold lotus peony aster dahlia jasmine lilac crocus pansy",
         "tool": "hammer saw wrench drill shovel rake chisel ladder pliers axe file clamp trowel anvil level brush",
         "vehicle": "car bicycle truck boat van scooter tractor sled canoe taxi bus tram glider raft wagon yacht",
         "room": " ".join(str(n) for n in range(10, 100)),

@@ -56,6 +56,9 @@ TRAIN_CORES = (
     "As for {n}, which {a} is it?",
     "The {a} of {n}, what is it?",
     "Say {n}'s {a}.",
+    "{n}, what is the {a}?",
+    "About {n}: which {a}?",
+    "Does {n} have a {a}, and which?",
 )
 # Never seen when the embedded model is trained: held-out phrasings of ON evaluation.
 EVAL_CORES = (
@@ -75,7 +78,6 @@ class Fact:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """What is asked about: (entity, attribute)."""
         """What the fact is about: (entity, attribute)."""
         return (self.entity, self.attribute)
 

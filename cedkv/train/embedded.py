@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import random
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 
 from cedkv.data import skills, world
 from cedkv.models import tiny
+from cedkv.models.load import load_model
 from cedkv.models.types import CausalLM, Tokenizer
 
 
@@ -373,13 +376,23 @@ def build(
     for step, model in train(recipe, tokenizer, report):
         on_step()
         if step % 300 == 299:
-            tiny.save(model, tokenizer, folder)
             say(f"held-out after {step + 1} steps: {held_out_scores(model, tokenizer, recipe, documents=16)}")
     assert model is not None
-    tiny.save(model.eval(), tokenizer, folder)
-    scores = held_out_scores(model, tokenizer, recipe, documents=HELD_OUT_DOCUMENTS)
-    record = {"recipe": asdict(recipe), "held_out": scores, "curve": curve}
-    (folder / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
+    scores = held_out_scores(model.eval(), tokenizer, recipe, documents=HELD_OUT_DOCUMENTS)
+    # Complete before the first file is replaced: `folder` may hold the model that ships.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        finished = Path(partial)
+        tiny.save(model, tokenizer, finished)
+        record = {
+            "recipe": asdict(recipe),
+            "fingerprint": load_model(partial, device="cpu").fingerprint,
+            "versions": {name: version(name).split("+")[0] for name in ("torch", "transformers")},
+            "held_out": scores,
+            "curve": curve,
+        }
+        (finished / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
+        for path in sorted(finished.iterdir()):
+            path.replace(folder / path.name)
     return scores
 
 
