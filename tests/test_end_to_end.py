@@ -360,7 +360,12 @@ def test_an_unsupported_family_is_refused_by_name(arguments, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["file/mlflow.db", "/proc/cedkv/mlflow.db"])
-def test_a_store_that_cannot_be_written_is_one_message(arguments, tmp_path, capsys, place):
+def test_a_store_that_cannot_be_written_is_one_message_before_anything_is_loaded(
+    arguments, tmp_path, capsys, monkeypatch, place
+):
+    from cedkv.train import main as training
+
+    monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     message = refused(arguments(f"tracking.uri=sqlite:///{tmp_path / place}"), capsys, tmp_path / "store")
     assert str(tmp_path / place) in message

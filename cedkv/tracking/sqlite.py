@@ -25,6 +25,18 @@ _LOCK_SECONDS: Final = 120.0
 _BUSY_SECONDS: Final = 20.0
 
 
+def check(path: Path) -> None:
+    """Raise ``UserError`` where ``prepare`` would, before there is anything to log. Creates nothing."""
+    folder = path.parent / ARTIFACTS
+    try:
+        with tempfile.TemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
+            pass
+        if _has_schema(path):
+            _check_writable(path)
+    except (OSError, sqlite3.Error) as error:
+        raise _unwritable(path, error) from error
+
+
 def prepare(path: Path) -> None:
     """Create the database at ``path`` unless it exists; check that it can be written; adopt a moved store.
 
@@ -42,10 +54,7 @@ def prepare(path: Path) -> None:
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
-        raise UserError(
-            f"tracking store {str(path)!r} cannot be written ({_reason(error)}); it needs a folder and a database "
-            "that this user may write: set tracking.uri or MLFLOW_TRACKING_URI to another place"
-        ) from error
+        raise _unwritable(path, error) from error
     except UserError:
         for folder in reversed(made):
             with suppress(OSError):
@@ -248,5 +257,9 @@ def _umask() -> int:
     return mask
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+def _unwritable(path: Path, error: Exception) -> UserError:
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return UserError(
+        f"tracking store {str(path)!r} cannot be written ({reason}); it needs a folder and a database "
+        "that this user may write: set tracking.uri or MLFLOW_TRACKING_URI to another place"
+    )

@@ -64,6 +64,15 @@ def check_uri(uri: str) -> None:
         )
 
 
+def check_store(uri: str) -> None:
+    """Raise ``UserError`` now where ``prepare_store`` would later: before a model is loaded. Creates nothing."""
+    check_uri(uri)
+    if uri.startswith(_SQLITE):
+        sqlite.check(database_path(uri))
+    elif uri.startswith(_HTTP):
+        _check_server(uri)
+
+
 def prepare_store(uri: str) -> None:
     """Make the store at ``uri`` ready for a run, however many processes do so at once.
 

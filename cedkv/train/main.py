@@ -25,7 +25,7 @@ from cedkv.injection import inject
 from cedkv.memory.export import write_memory
 from cedkv.release.measure import on_metrics, stress_metrics
 from cedkv.tracking import lineage
-from cedkv.tracking.store import project_root, resolve_uri
+from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.experiment import FAN_OUT_TOLERANCE, Experiment, prepare
 from cedkv.train.loop import Outcome, Trainer
@@ -52,6 +52,7 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
     """
     _refuse_several_processes(os.environ)
     uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
+    check_store(uri)
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
     experiment = prepare(config, phase)

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +14,14 @@ import pytest
 
 from cedkv.core.errors import UserError
 from cedkv.tracking.reader import read_run
-from cedkv.tracking.store import open_client, prepare_store, project_root, resolve_uri, shown
+from cedkv.tracking.store import (
+    check_store,
+    open_client,
+    prepare_store,
+    project_root,
+    resolve_uri,
+    shown,
+)
 from cedkv.tracking.writer import RunWriter
 
 
@@ -122,59 +130,73 @@ def test_preparing_again_changes_nothing(store_uri: str, tmp_path: Path) -> None
     assert database.read_bytes() == before
 
 
+Door = Callable[[str], None]
+
+
+@pytest.fixture(params=[check_store, prepare_store])
+def door(request: pytest.FixtureRequest) -> Door:
+    """A store is refused before anything is loaded, and again when the run starts: it may have changed."""
+    return request.param
+
+
+def test_checking_a_store_that_could_be_written_creates_nothing(tmp_path: Path) -> None:
+    check_store(f"sqlite:///{tmp_path}/new/mlruns/mlflow.db")
+    assert _tree(tmp_path) == []
+
+
 def _tree(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_a_store_below_a_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_store_below_a_file_is_refused_and_leaves_nothing(door: Door, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     before = _tree(tmp_path)
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); .* set tracking\.uri"):
-        prepare_store(f"sqlite:///{tmp_path}/file/mlruns/mlflow.db")
+        door(f"sqlite:///{tmp_path}/file/mlruns/mlflow.db")
     assert _tree(tmp_path) == before
 
 
-def test_a_database_path_that_is_a_folder_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_database_path_that_is_a_folder_is_refused_and_leaves_nothing(door: Door, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     before = _tree(tmp_path)
     with pytest.raises(UserError, match=r"cannot be written .*set tracking\.uri"):
-        prepare_store(f"sqlite:///{tmp_path}/mlflow.db")
+        door(f"sqlite:///{tmp_path}/mlflow.db")
     assert _tree(tmp_path) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused_and_leaves_nothing(door: Door, tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot be written"):
-        prepare_store(f"sqlite:///{folder}/mlruns/mlflow.db")
+        door(f"sqlite:///{folder}/mlruns/mlflow.db")
     assert _tree(tmp_path) == [str(folder)]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody can write to")
-def test_a_file_system_that_takes_no_file_is_refused() -> None:
+def test_a_file_system_that_takes_no_file_is_refused(door: Door) -> None:
     with pytest.raises(UserError, match="cannot be written"):
-        prepare_store("sqlite:////proc/mlruns/mlflow.db")
+        door("sqlite:////proc/mlruns/mlflow.db")
 
 
-def test_what_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+def test_what_is_no_database_is_refused_and_kept(door: Door, tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_text("my thesis\n" * 100)
     with pytest.raises(UserError, match=r"cannot be written .*not a database"):
-        prepare_store(f"sqlite:///{file}")
+        door(f"sqlite:///{file}")
     with pytest.raises(UserError, match="cannot be read"):
         open_client(f"sqlite:///{file}")
     assert file.read_text() == "my thesis\n" * 100
     assert _tree(tmp_path) == [str(file)]
 
 
-def test_a_database_of_another_application_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_database_of_another_application_is_refused_and_kept(door: Door, tmp_path: Path) -> None:
     file = tmp_path / "shop.db"
     with closing(sqlite3.connect(file)) as db:
         db.execute("CREATE TABLE orders (id INTEGER)")
     before = file.read_bytes()
     with pytest.raises(UserError, match=r"another application .*'orders'"):
-        prepare_store(f"sqlite:///{file}")
+        door(f"sqlite:///{file}")
     assert file.read_bytes() == before
     assert _tree(tmp_path) == [str(file)]
 
@@ -192,14 +214,14 @@ def test_asking_about_a_run_creates_no_store(tmp_path: Path) -> None:
     assert _tree(tmp_path) == []
 
 
-def test_a_server_that_does_not_answer_is_refused_at_once() -> None:
+def test_a_server_that_does_not_answer_is_refused_at_once(door: Door) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(
         UserError, match=rf"no MLflow server answers at http://127\.0\.0\.1:{port}: .*start it"
     ):
-        prepare_store(f"http://127.0.0.1:{port}")
+        door(f"http://127.0.0.1:{port}")
 
 
 def _run(uri: str, text: str) -> str:

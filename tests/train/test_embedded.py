@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -122,12 +123,36 @@ def test_model_build_writes_a_model_that_loads_and_prints_its_held_out_scores(
     assert loaded.model.config.model_type == "gemma3_text"
     record = json.loads((folder / "recipe.json").read_text())
     assert record["recipe"]["steps"] == 2
+    assert record["fingerprint"] == loaded.fingerprint
+    assert not list(folder.glob(".*"))
     assert record["curve"][-1]["step"] == 1
     assert set(record["held_out"]) == {
         "held-out phrasings",
         "trained phrasings",
         "24 facts, held-out phrasings",
     }
+
+
+def test_an_interrupted_build_leaves_the_model_that_was_there(
+    tmp_path, monkeypatch, one_thread_afterwards_as_before
+):
+    texts = embedded.vocabulary_texts
+    monkeypatch.setattr(embedded, "vocabulary_texts", lambda seed: texts(seed, samples=40))
+    (tmp_path / "config.json").write_text("the old one")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embedded.build(tmp_path, Recipe(steps=2), lambda _: None, on_step=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "the old one"
+
+
+def test_what_ships_is_what_the_recipe_built():
+    record = json.loads((tiny.EMBEDDED / "recipe.json").read_text())
+    assert record["recipe"] == asdict(Recipe())
+    assert record["fingerprint"] == load_model("embedded", device="cpu").fingerprint
 
 
 def test_model_build_refuses_what_is_no_folder(tmp_path, capsys):
