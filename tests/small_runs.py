@@ -148,8 +148,6 @@ def train_small(small_experiment: Callable[..., Experiment]) -> Callable[..., Tr
     def train(*overrides: str) -> Trained:
         log, warnings = Recorder(), []
         trainer = Trainer(small_experiment(*overrides), log, warn=warnings.append)
-        *_, outcome = trainer.run()
-        assert outcome is not None
-        return Trained(trainer, log, outcome, warnings)
+        return Trained(trainer, log, trainer.run(), warnings)
 
     return train

@@ -115,27 +115,24 @@ class Trainer:
         train = self.phase3.train
         return topk_at(min(1.0, step / train.steps), train.topk_schedule, train.topk_milestones)
 
-    def run(self) -> Iterator[Outcome | None]:
-        """Train; yields None after every step and the outcome at the end."""
+    def run(self, after_step: Callable[[int], object] = lambda _: None) -> Outcome:
+        """Train; `after_step(step)` is called when a step is done and logged."""
         train = self.phase3.train
         started = time.perf_counter()
         for step in range(train.steps):
             if self.rule.due(step) and self.tick(step) is None:
-                yield self._stopped(step)
-                return
+                return self._stopped(step)
             if step % train.hard_pool_refresh == 0:
                 self._mine(step)
             with self.clock.part("train"):
                 metrics = self._step(step)
             metrics[ledger.STEPS_PER_SECOND] = (step + 1) / (time.perf_counter() - started)
             self.log.log_metrics(metrics, step)
-            yield None
+            after_step(step)
         result = self.tick(train.steps)
-        yield (
-            self._stopped(train.steps)
-            if result is None
-            else Outcome(train.steps, self.k_at(train.steps), result)
-        )
+        if result is None:
+            return self._stopped(train.steps)
+        return Outcome(train.steps, self.k_at(train.steps), result)
 
     # ---- one optimiser step ------------------------------------------------------------------------------------------
 

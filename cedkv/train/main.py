@@ -155,17 +155,15 @@ def _baseline(trainer: Trainer) -> Outcome:
 def _train(trainer: Trainer, progress: bool) -> Outcome:
     steps = trainer.phase3.train.steps
     bar = tqdm(total=steps, desc="phase 3", unit="step", disable=not (progress and sys.stderr.isatty()))
-    outcome = None
+
+    def show(step: int) -> None:
+        bar.update()
+        done = step + 1
+        if bar.disable and progress and (done % LINE_EVERY == 0 or done == steps):
+            _say(True, _line(done, steps, trainer))
+
     with bar:
-        for outcome in trainer.run():
-            if outcome is not None:
-                break
-            bar.update()
-            done = len(trainer.traces.loss)
-            if bar.disable and progress and (done % LINE_EVERY == 0 or done == steps):
-                _say(True, _line(done, steps, trainer))
-    assert outcome is not None
-    return outcome
+        return trainer.run(show)
 
 
 def _line(done: int, steps: int, trainer: Trainer) -> str:

@@ -137,7 +137,7 @@ def off_batches(small_experiment, monkeypatch):
             return compute(*args, off=off, **options)
 
         monkeypatch.setattr(loop, "loss_terms", watched)
-        assert list(trainer.run())[-1] is not None
+        trainer.run()
         return trainer, seen
 
     return train

@@ -52,7 +52,7 @@ def traces_of(configuration: Path, name: str) -> dict[str, list[dict[str, float]
     sizes = [setting for setting in SMALL if not setting.startswith("data=")]
     config = load(configuration, (*sizes, *RUNS[name]), env={}).config
     trainer = Trainer(prepare(config, 3), Recorder(), warn=lambda _: None)
-    assert list(trainer.run())[-1] is not None
+    trainer.run()
     traces = trainer.traces
     return {"lambda_off_trace": traces.dual, "loss_curve": traces.loss, "topk_schedule_trace": traces.topk}
 

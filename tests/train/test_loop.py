@@ -35,12 +35,6 @@ def trainer(small_experiment):
     return make
 
 
-def finish(trainer: Trainer) -> loop.Outcome:
-    *_, outcome = trainer.run()
-    assert outcome is not None
-    return outcome
-
-
 # ---------------------------------------------------------------------------------------------------- top-k schedule
 def test_the_schedule_decides_how_many_candidates_are_really_mixed(trainer, monkeypatch):
     found: list[tuple[int, int]] = []
@@ -54,8 +48,12 @@ def test_the_schedule_decides_how_many_candidates_are_really_mixed(trainer, monk
     made = trainer()
     monkeypatch.setattr(MemoryBank, "mixture", watched)
     step = 0
-    for result in made.run():
-        step += result is None
+
+    def count(done):
+        nonlocal step
+        step = done + 1
+
+    made.run(count)
     expected = (
         [12] * 3 + [6] * 5 + [4] * 3 + [2] * 2
     )  # 12 steps, stages at 0, 0.25, 0.6 and 0.85; then the last tick
@@ -68,7 +66,7 @@ def test_the_schedule_decides_how_many_candidates_are_really_mixed(trainer, monk
 def test_anchors_and_their_keys_never_move(trainer):
     made = trainer()
     anchors, before = made.bank.anchors, made.bank.states(2).detach()
-    finish(made)
+    made.run()
     after = made.bank.states(2)
     assert made.bank.anchors == anchors
     assert all(torch.equal(before.keys[i], after.keys[i]) for i in after.layers)
@@ -88,8 +86,9 @@ def test_alone_the_on_loss_of_all_prompts_falls_at_every_step(trainer):
         "phase3.train.topk_milestones=[0]",
         "phase3.train.on_batch=27",
         "phase3.train.lr=0.5",
+        "phase3.train.steps=20",
     )
-    finish(made)
+    made.run()
     losses = [row[ledger.LOSS_ON] for row in made.traces.loss]
     assert all(later < earlier for earlier, later in pairwise(losses))
     assert losses[-1] < 0.95 * losses[0]
@@ -98,13 +97,13 @@ def test_alone_the_on_loss_of_all_prompts_falls_at_every_step(trainer):
 def test_training_changes_no_weight_of_the_model(trainer):
     made = trainer()
     before = {name: p.clone() for name, p in made.model.state_dict().items()}
-    finish(made)
+    made.run()
     assert all(torch.equal(p, before[name]) for name, p in made.model.state_dict().items())
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(train_small, trainer):
     first, second = train_small(), trainer()
-    outcome = finish(second)
+    outcome = second.run()
     assert first.trainer.traces == second.traces
     assert torch.equal(first.trainer.bank.logits, second.bank.logits)
     assert torch.equal(first.outcome.stress.kl, outcome.stress.kl)
@@ -127,7 +126,7 @@ def test_the_order_of_off_prompts_does_not_move_with_the_on_prompts(trainer, mon
             return batch
 
         monkeypatch.setattr(made, "_off_batch", watched)
-        finish(made)
+        made.run()
         return seen
 
     assert orders() == orders("data.on_train_prompts_per_fact=2", "phase3.train.on_batch=2")
@@ -174,7 +173,7 @@ def test_the_pool_is_mined_again_every_so_many_steps_with_the_current_memory(
         return mine(model, states, *args, **options)
 
     monkeypatch.setattr(loop, "mine", watched)
-    finish(made)
+    made.run()
     assert [at for at, _ in mined] == steps
     assert all(not torch.equal(a, b) for (_, a), (_, b) in pairwise(mined))
 
@@ -195,14 +194,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(trainer, monkeypatch, 
     monkeypatch.setattr(loop, "loss_terms", broken)
     metrics: list[dict[str, float]] = []
     made.log = type("Log", (), {"log_metrics": lambda _, found, step: metrics.append(found)})()
-    steps = made.run()
-    for _ in range(6):
-        seen.append(made.bank.logits.detach().clone())
-        next(steps)
     seen.append(made.bank.logits.detach().clone())
+    made.run(lambda _: seen.append(made.bank.logits.detach().clone()))
     moved = [not torch.equal(a, b) for a, b in pairwise(seen)]
-    assert moved == [True, True, False, True, True, True]
-    assert [m[ledger.NONFINITE_STEPS] for m in metrics if ledger.LOSS in m] == [0, 0, 1, 1, 1, 1]
+    assert moved == [True, True, False, *[True] * 9]
+    assert [m[ledger.NONFINITE_STEPS] for m in metrics if ledger.LOSS in m] == [0, 0, *[1] * 10]
     assert made.bank.logits.isfinite().all()
     assert math.isnan(made.traces.loss[2][ledger.LOSS]) == (what == "loss")
 
@@ -221,7 +217,7 @@ def test_a_measurement_that_is_not_finite_leaves_lambda_alone_and_proves_no_feas
         return result
 
     monkeypatch.setattr(loop, "stress", broken)
-    finish(made)
+    made.run()
     assert {row["lambda_off"] for row in made.traces.dual} == {2.0}
     assert all(math.isnan(row["p99_raw"]) for row in made.traces.dual)
     assert made.best is None
@@ -297,21 +293,21 @@ def test_the_verified_value_comes_from_plain_forward_passes_of_the_whole_set(tra
         return stress(model, states, prompts, batch_rows=batch_rows, plain=plain)
 
     monkeypatch.setattr(loop, "stress", watched)
-    finish(made)
+    made.run()
     assert [size for plain, size in calls if plain] == [24]
 
 
 def test_abort_ends_the_run_with_an_error(trainer):
     made = trainer(*constraint("abort"))
     with pytest.raises(ConstraintViolatedError, match="step 5: off_delta_p99_stress"):
-        finish(made)
+        made.run()
     assert len(made.traces.loss) == 5
     assert made.traces.warn[-1]["triggered"]
 
 
 def test_early_stop_without_a_feasible_memory_keeps_the_last_one(trainer):
     made = trainer(*constraint("early_stop"))
-    outcome = finish(made)
+    outcome = made.run()
     assert (outcome.step, outcome.k) == (5, 6)
     assert torch.equal(
         outcome.stress.kl, stress(made.model, made.bank.states(6), made.stress_prompts, batch_rows=256).kl
@@ -335,7 +331,7 @@ def test_early_stop_goes_back_to_the_best_feasible_memory(trainer, monkeypatch):
         )
 
     monkeypatch.setattr(loop, "stress", rising)
-    outcome = finish(made)
+    outcome = made.run()
     assert outcome.step == 10
     assert memories[1][1] < memories[0][1] == math.inf
     assert torch.equal(made.bank.logits, memories[1][0])
@@ -345,7 +341,7 @@ def test_early_stop_goes_back_to_the_best_feasible_memory(trainer, monkeypatch):
 def test_an_unconfirmed_trigger_does_not_act(trainer, monkeypatch):
     made = trainer(*constraint("abort"))
     monkeypatch.setattr(made, "_verify", lambda step: 0.0)
-    assert finish(made).step == 12
+    assert made.run().step == 12
     assert [row["verified"] for row in made.traces.warn] == [None, 0.0, None, None]
 
 
