@@ -33,7 +33,7 @@ class Recipe:
     """Everything that decides the weights, besides the library versions and the number of threads."""
 
     seed: int = 3407
-    steps: int = 1800
+    steps: int = 1400
     threads: int = 1  # another number of threads rounds otherwise and ends in other weights
     tokens: int = 4600  # of one step, about
     lr: float = 3e-3
@@ -47,6 +47,7 @@ class Recipe:
     first_level: int = 2
     last_level: int = 24
     rise_at: float = 0.9
+    bare_every: int = 7
     prompt_weight: float = 0.05
 
 
@@ -67,6 +68,11 @@ class Row:
     document: list[int]
     segments: list[Segment] = field(default_factory=list)
     gap: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Its length when packed."""
+        return len(self.document) + sum(len(piece.ids) for piece in self.segments)
 
 
 class RowMaker:
@@ -133,14 +139,21 @@ class RowMaker:
         ]
 
     def document_rows(self, level: int) -> list[Row]:
-        """As many as fill a step; behind every second document a row of bare skills."""
+        """As many as fill a step; one in `bare_every` holds bare skills, as long as the document row before it.
+
+        Longer ones would take the tokens from the documents, and every row is padded to the longest.
+        """
         rows: list[Row] = []
-        tokens = 0
-        while tokens < self.recipe.tokens:
-            bare = len(rows) % 3 == 2
-            rows.append(Row([self.bos], self._skills(32, in_view=0.0)) if bare else self.document_row(level))
-            tokens += len(rows[-1].document) + sum(len(s.ids) for s in rows[-1].segments)
+        while sum(row.tokens for row in rows) < self.recipe.tokens:
+            bare = len(rows) % self.recipe.bare_every == self.recipe.bare_every - 1
+            rows.append(self._bare_row(rows[-1].tokens) if bare else self.document_row(level))
         return rows
+
+    def _bare_row(self, length: int) -> Row:
+        row = Row([self.bos])
+        while row.tokens < length:
+            row.segments += self._skills(1, in_view=0.0)
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +172,7 @@ class Batch:
 
 def collate(rows: list[Row], prompt_weight: float) -> Batch:
     """Pack `rows` side by side, padded on the right."""
-    width = max(len(r.document) + sum(len(s.ids) for s in r.segments) for r in rows)
+    width = max(row.tokens for row in rows)
     shape = (len(rows), width)
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     segment = torch.full(shape, -1)
