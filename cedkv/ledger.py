@@ -62,6 +62,11 @@ ON_LOGP_GAIN: Final = "on_logp_gain"  # nats per answer
 DELTA_ON_MEAN: Final = "delta_on_mean"  # nats per token, mean KL(student || base)
 REL_KL_TO_TEACHER: Final = "rel_kl_to_teacher"  # mean KL(teacher || student) / mean KL(teacher || base)
 
+# ------------------------------------------------------------------------------ metrics that a verdict writes back
+GATE_A_PASSED: Final = "gate/a"  # 1 or 0
+GATE_B_PASSED: Final = "gate/b"
+GATE_MARGIN_PREFIX: Final = "gate_margin/"  # + metric; in its unit, positive on the passing side
+
 # ------------------------------------------------------------------------------------------------------ tags
 TAG_SCHEMA: Final = "cedkv.schema"
 TAG_PHASE: Final = "cedkv.phase"
@@ -76,13 +81,28 @@ TAG_ENVIRONMENT: Final = "cedkv.environment"
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
 TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"
+HASH_TAG_PREFIX: Final = "cedkv.hash."  # + part of the data
 TAG_HASH_DOCUMENTS: Final = "cedkv.hash.documents"
 TAG_HASH_ON_TRAIN: Final = "cedkv.hash.on_train"
 TAG_HASH_ON_EVAL: Final = "cedkv.hash.on_eval"
 TAG_HASH_OFF_TRAIN: Final = "cedkv.hash.off_train"
 TAG_HASH_STRESS: Final = "cedkv.hash.stress"
 TAG_HASH_SEALED: Final = "cedkv.hash.sealed"
+TAG_REPRODUCES: Final = "cedkv.reproduces"  # run id of the run that this one repeats
 TAG_EXPLORE_DEFAULT: Final = "phase3_explore"  # the configured name is phase3.milestone.explore.flag
+
+# What a verdict writes back. No verdict reads these.
+TAG_VERDICT: Final = "cedkv.verdict"
+TAG_GATE_A: Final = "cedkv.gate_a"
+TAG_GATE_B: Final = "cedkv.gate_b"
+TAG_MILESTONE: Final = "cedkv.milestone"
+TAG_REPRODUCED: Final = "cedkv.reproduced"
+TAG_CERTIFIED: Final = "cedkv.certified"
+TAG_DESCRIPTION: Final = "mlflow.note.content"  # what the MLflow UI shows as the run's description
+
+# Tags of the experiment: append-only ledgers, one tag per entry, so that two writers never meet.
+EXPLORED_PREFIX: Final = "cedkv.explored/"  # + run id; value: start time in ms
+CERTIFIED_PREFIX: Final = "cedkv.certification/"  # + attempt id; value: JSON
 
 SOURCE_FIXED: Final = "fixed_stress_eval"
 """The one source a gate and the dual accept."""
@@ -107,6 +127,9 @@ MEMORY_META: Final = "memory/memory.json"
 REPORT_MARKDOWN: Final = "report/report.md"
 REPORT_JSON: Final = "report/report.json"
 FIGURES: Final = "figures/training.html"
+GATE_REPORT_JSON: Final = "gate_report.json"
+GATE_REPORT_MARKDOWN: Final = "gate_report.md"
+CERTIFICATE: Final = "certification/certificate.json"
 
 
 def atom_mass(atom_type: str) -> str:

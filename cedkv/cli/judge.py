@@ -1,89 +1,116 @@
-"""Commands that read a run from the log and judge or describe it."""
+"""Commands that read runs from the log and judge or describe them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
-    from cedkv.core.verdict import MilestoneReport
+    from cedkv.core.verdict import Verdict
+    from cedkv.release.verdict import Surroundings
     from cedkv.tracking.record import RunRecord
 
 DEFAULT_EXPERIMENT = "cedkv"
 
 
 def gate(arguments: argparse.Namespace) -> int:
-    """Judge a run and print the verdict; its status is the exit status."""
-    from cedkv.release.exit_codes import exit_code
-    from cedkv.release.gates import judge
-    from cedkv.report import text
+    """Judge one run, or all of an experiment; print the verdict and write it back. The status is the verdict."""
+    from cedkv.release.exit_codes import PASS, exit_code, exit_code_of_all
+    from cedkv.release.verdict import verdict_on
+    from cedkv.train.publish import record_verdict
 
-    uri = _store(arguments)
-    record = _record(arguments, uri)
-    verdict = judge(record)
-    milestone = _milestone(arguments, record, uri) if arguments.milestone else None
-    render = {
-        "table": text.to_table,
-        "json": text.to_json,
-        "markdown": text.to_markdown,
-        "junit": text.to_junit,
-    }[arguments.format]
-    print(render(verdict, milestone), end="")
-    return exit_code(verdict, milestone)
+    uri = store(arguments)
+    verdicts: list[Verdict] = []
+    for record, around in _judged(arguments, uri):
+        verdict = verdict_on(record, around)
+        if not arguments.dry_run:
+            _note(record_verdict(record, verdict, uri))
+        verdicts.append(_with_milestone(verdict, record) if arguments.milestone else verdict)
+    print(_rendered(arguments, verdicts), end="")
+    codes = [
+        exit_code(verdict.gates, verdict.milestone if arguments.milestone else None) for verdict in verdicts
+    ]
+    return PASS if arguments.exit_zero else exit_code_of_all(codes)
 
 
 def report(arguments: argparse.Namespace) -> int:
     """Print the report of a run."""
-    from cedkv.release.gates import judge
+    from cedkv.release.verdict import verdict_on
     from cedkv.report import run_page
     from cedkv.report.run_report import run_report, to_json
     from cedkv.tracking.reader import read_traces
 
-    uri = _store(arguments)
-    record = _record(arguments, uri)
-    milestone = _milestone(arguments, record, uri) if arguments.milestone else None
-    verdict = judge(record)
-    content = run_report(record, verdict, milestone, read_traces(record.run_id, uri))
+    uri = store(arguments)
+    record, around = next(_judged(arguments, uri))
+    verdict = verdict_on(record, around)
+    content = run_report(record, verdict, read_traces(record.run_id, uri))
     as_json = arguments.format == "json"
-    print(to_json(content) if as_json else run_page.to_markdown(content, verdict, milestone), end="")
+    print(to_json(content) if as_json else run_page.to_markdown(content, verdict), end="")
     return 0
 
 
-def _store(arguments: argparse.Namespace) -> str:
+def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord, Surroundings]]:
+    """The runs that were asked for, each with what stands around it."""
+    from cedkv.tracking.reader import latest_run, list_runs, read_run
+    from cedkv.train.publish import surroundings
+
+    remember = not arguments.dry_run
+    experiment = arguments.experiment or DEFAULT_EXPERIMENT
+    if arguments.all:
+        listed = list_runs(experiment, uri, view_all=False)
+        if not listed:
+            raise UserError(
+                f"experiment {experiment!r} has no runs; train one, or name another with --experiment"
+            )
+        around = surroundings(listed[0].experiment_id, uri, remember=remember)
+        for run in listed:
+            yield read_run(run.run_id, uri), around
+        return
+    record = latest_run(experiment, uri) if arguments.latest else read_run(arguments.run_id, uri)
+    around = surroundings(record.experiment_id, uri, remember=remember)
+    if arguments.experiment and around.experiment != arguments.experiment:
+        raise UserError(
+            f"run {record.run_id} is in experiment {around.experiment!r}, not in {arguments.experiment!r}; "
+            "leave --experiment out, or name a run of it"
+        )
+    yield record, around
+
+
+def _rendered(arguments: argparse.Namespace, verdicts: list[Verdict]) -> str:
+    from cedkv.report import summary, text
+
+    if arguments.format == "junit":
+        return text.to_junit(verdicts)
+    if arguments.all:
+        many = {"table": summary.to_table, "json": summary.to_json, "markdown": summary.to_markdown}
+        return many[arguments.format](verdicts)
+    one = {"table": text.to_table, "json": text.to_json, "markdown": text.to_markdown}
+    return one[arguments.format](verdicts[0])
+
+
+def _with_milestone(verdict: Verdict, record: RunRecord) -> Verdict:
+    """Asked for the milestone of a run that was never exploratory: say so."""
+    from cedkv.release.milestone import judge_milestone
+
+    if verdict.milestone is not None:
+        return verdict
+    return replace(verdict, milestone=judge_milestone(record, (), None))
+
+
+def _note(message: str) -> None:
+    if message:
+        print(f"cedkv: note: {message}", file=sys.stderr)
+
+
+def store(arguments: argparse.Namespace) -> str:
+    """The store a command reads: its argument, the environment, or the one under the project."""
     from cedkv.tracking.store import project_root, resolve_uri
 
     return resolve_uri(arguments.tracking_uri, os.environ, project_root(Path.cwd()))
-
-
-def _record(arguments: argparse.Namespace, uri: str) -> RunRecord:
-    from cedkv.tracking.reader import latest_run, read_run
-
-    if arguments.latest:
-        return latest_run(arguments.experiment or DEFAULT_EXPERIMENT, uri)
-    return read_run(arguments.run_id, uri)
-
-
-def _milestone(arguments: argparse.Namespace, record: RunRecord, uri: str) -> MilestoneReport:
-    """Judged among all runs of the run's experiment, deleted ones too."""
-    from cedkv.release.milestone import find_baseline, judge_milestone
-    from cedkv.tracking.reader import list_runs, read_run
-
-    experiment = arguments.experiment or _logged_experiment(record) or DEFAULT_EXPERIMENT
-    runs = list_runs(experiment, uri)
-    if record.run_id not in {run.run_id for run in runs}:
-        raise UserError(
-            f"run {record.run_id} is not in experiment {experiment!r}, in which its index would be counted; "
-            "name its experiment with --experiment"
-        )
-    found = find_baseline(record, runs)
-    return judge_milestone(record, runs, None if found is None else read_run(found.run_id, uri))
-
-
-def _logged_experiment(record: RunRecord) -> str | None:
-    tracking = (record.config or {}).get("tracking")
-    name = tracking.get("experiment") if isinstance(tracking, dict) else None
-    return name if isinstance(name, str) else None

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import cedkv
-from cedkv.cli import commands, judge
+from cedkv.cli import commands, judge, repeat
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -39,6 +39,8 @@ def _build() -> argparse.ArgumentParser:
     _train(command(_TRAIN, "train a memory, or log the baseline (--phase 2)", commands.train))
     _gate(command("gate", "judge a run from its log; the exit status is the verdict", judge.gate))
     _report(command("report", "print the report of a run, made from its log", judge.report))
+    _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
+    _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
     _config(
         subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
     )
@@ -68,22 +70,45 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN_ID", help="continue an interrupted run (not available yet)")
 
 
-def _run(parser: argparse.ArgumentParser) -> None:
+def _run(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Which run, in which store."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run")
     which.add_argument("--latest", action="store_true", help="the newest run of the experiment")
+    if several:
+        which.add_argument("--all", action="store_true", help="every run of the experiment, a line each")
     parser.add_argument(
         "--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}, or the run's own"
     )
+    _store(parser)
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-uri", metavar="URI", help="store; default: MLFLOW_TRACKING_URI, else mlruns/"
     )
-    parser.add_argument("--milestone", action="store_true", help="judge the exploration milestone as well")
+
+
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run")
+    _store(parser)
+
+
+def _certify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run")
+    _store(parser)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the certificate")
 
 
 def _gate(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
+    _run(parser, several=True)
+    parser.add_argument(
+        "--milestone",
+        action="store_true",
+        help="status 12 where the exploration budget is spent; always show the milestone",
+    )
+    parser.add_argument("--exit-zero", action="store_true", help="status 0 whatever the verdict")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing back to the run")
     parser.add_argument(
         "--format", choices=("table", "json", "markdown", "junit"), default="table", help="of the verdict"
     )
@@ -91,6 +116,7 @@ def _gate(parser: argparse.ArgumentParser) -> None:
 
 def _report(parser: argparse.ArgumentParser) -> None:
     _run(parser)
+    parser.set_defaults(all=False, dry_run=True)
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="of the report")
 
 

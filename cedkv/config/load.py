@@ -82,6 +82,15 @@ def load_config(
     return loaded.config
 
 
+def from_logged(raw: Mapping[str, Any], origin: str) -> Config:
+    """A resolved configuration as a run logged it. Nothing is filled in, converted or forced.
+
+    Raises:
+        UserError: it is not valid for this version; `origin` names it in the message.
+    """
+    return _validated(dict(raw), origin, [], [])
+
+
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML; loading it gives an equal configuration with the same hash."""
     return yaml12.dump(config.model_dump(mode="json"))

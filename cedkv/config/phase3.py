@@ -210,6 +210,13 @@ class Eval(Section):
     off_sealed: OffSealed = section(OffSealed)
 
 
+class Certification(Section):
+    delta: Annotated[float, Field(gt=0, le=0.05)] = 0.05
+    """chance of a false certificate over all attempts of an experiment; each attempt spends `delta / max_attempts`"""
+    max_attempts: Count = 5
+    """openings of the sealed set that share `delta`; crashed ones count"""
+
+
 class Reporting(Section):
     atom_type_mass: bool = True
     """log the mixture mass by atom type"""
@@ -249,4 +256,5 @@ class Phase3(Section):
     eval: Eval = section(Eval)
     reporting: Reporting = section(Reporting)
     milestone: Milestone = section(Milestone)
+    certification: Certification = section(Certification)
     runtime: Runtime = section(Runtime)

@@ -71,6 +71,28 @@ def exceedances(values: Iterable[float], threshold: float) -> int:
     return sum(value > threshold for value in _sorted(values))
 
 
+def clopper_pearson_upper(exceeded: int, n: int, confidence: float) -> float:
+    """Exact upper confidence bound on the rate at which a limit is exceeded, after ``exceeded`` of ``n`` did.
+
+    The largest rate at which so few exceedances still have probability ``1 - confidence`` (Clopper and Pearson, 1934).
+    It is at most ``1 - q`` exactly when `upper_bound` of the same values, at the same confidence, is at most the limit.
+
+    >>> round(clopper_pearson_upper(12, 2048, 0.95), 6)
+    0.009476
+    """
+    if not 0 <= exceeded <= n or n < 1:
+        raise ValueError(
+            f"{exceeded} of {n} is no count of exceedances: give 0 <= exceeded <= n, n at least 1"
+        )
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; it lies strictly between 0 and 1")
+    if exceeded == n:
+        return 1.0
+    from scipy.special import betaincinv  # a quarter of a second, for the one command that asks
+
+    return float(betaincinv(exceeded + 1, n - exceeded, confidence))
+
+
 def _sorted(values: Iterable[float]) -> list[float]:
     ordered = [float(value) for value in values]
     if not ordered:

@@ -57,10 +57,24 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class WorstPrompt:
+    """One of the stress prompts that drift most: under which state, how far (nats), and what is said next."""
+
+    id: str
+    prompt: str
+    family: str
+    state: str
+    stress_delta: float
+    base_top: str
+    student_top: str
+
+
+@dataclass(frozen=True, slots=True)
 class GateReport:
     """The verdict on one run. ``status`` is pass only when both gates pass.
 
     ``exceedances`` counts stress prompts over the Gate B limit; ``allowed`` is how many the 95 % bound tolerates.
+    ``worst``: the worst 1 % of the stress prompts, rounded up, the hardest first.
     """
 
     run_id: str
@@ -75,6 +89,7 @@ class GateReport:
     reported: tuple[Measured, ...]
     exceedances: int | None
     allowed: int | None
+    worst: tuple[WorstPrompt, ...]
     notes: tuple[str, ...]
 
     def of(self, group: Group) -> tuple[Check, ...]:
@@ -94,7 +109,10 @@ class MilestoneStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MilestoneReport:
-    """The verdict, the run's index among the flagged runs of its experiment (from 1), and what it was held against."""
+    """The verdict, the run's index among the flagged runs of its experiment (from 1), and what it was held against.
+
+    ``reduction_interval``: 95 % interval of the p99's reduction, by a paired bootstrap over prompts; never judged.
+    """
 
     run_id: str
     status: MilestoneStatus
@@ -103,6 +121,57 @@ class MilestoneReport:
     max_runs: int | None = None
     baseline_run_id: str | None = None
     checks: tuple[Check, ...] = ()
+    reduction_interval: tuple[float, float] | None = None
+
+
+class Reproduced(StrEnum):
+    """Whether other runs of the same configuration ended with the same gate results."""
+
+    YES = "yes"
+    NO = "no"
+    NOT_TRIED = "not tried"
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """``runs``: the repeats that decided it, by start time. ``reason`` says what is missing or what disagrees."""
+
+    status: Reproduced
+    runs: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Certification:
+    """What one opening of the sealed set says, and whether the log proves it.
+
+    With confidence ``confidence`` at most ``upper_rate`` of such prompts drift by more than ``tau`` nats: ``exceedances``
+    of ``n`` did. ``p99_upper`` (nats) is the same statement as a bound on the p99. ``attempt`` counts the openings of the
+    experiment, ``max_attempts`` of them share the error probability.
+    """
+
+    status: Status
+    reason: str
+    n: int
+    exceedances: int
+    tau: float
+    confidence: float
+    max_rate: float
+    upper_rate: float
+    p99_upper: float
+    set_sha256: str
+    attempt: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Everything that is said of one run. Only ``gates`` decides whether it passes; nothing beside it changes that."""
+
+    gates: GateReport
+    milestone: MilestoneReport | None = None
+    reproduction: Reproduction = Reproduction(Reproduced.NOT_TRIED)
+    certification: Certification | None = None
 
 
 def holds(value: float, operator: Operator, limit: float) -> bool:

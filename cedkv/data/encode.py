@@ -86,7 +86,9 @@ def encode_corpus(
             "answer": len(row.answer),
         }
         check_fits(f"ON prompt {row.source.id!r}", parts, context_length)
-    off_train, stress = (_off(tokenizer, rows, context_length) for rows in (corpus.off_train, corpus.stress))
+    off_train, stress = (
+        encode_off(tokenizer, rows, context_length) for rows in (corpus.off_train, corpus.stress)
+    )
     return EncodedCorpus(contexts, on_train, on_eval, off_train, stress, skipped)
 
 
@@ -108,7 +110,10 @@ def _on(tokenizer: FastTokenizer, row: OnPrompt, document: int) -> EncodedOn:
     return EncodedOn(row, document, prompt, answer)
 
 
-def _off(tokenizer: FastTokenizer, rows: Sequence[OffPrompt], context_length: int) -> tuple[EncodedOff, ...]:
+def encode_off(
+    tokenizer: FastTokenizer, rows: Sequence[OffPrompt], context_length: int
+) -> tuple[EncodedOff, ...]:
+    """OFF prompts as ids. `UserError` for one that is longer than the context, or for none at all."""
     encoded = []
     for row in rows:
         name = f"OFF prompt {row.id!r}"

@@ -7,12 +7,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from cedkv.core.errors import UserError
 from cedkv.memory.bank import MemoryBank
+from cedkv.memory.state import States
 
 FORMAT = 1
 
@@ -51,3 +56,54 @@ def write_memory(
     described = folder / "memory.json"
     described.write_text(json.dumps(meta, indent=1) + "\n")
     return file, described
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMemory:
+    """A memory as it was written: what is injected, the documents its states stand for, and what it was made with."""
+
+    states: States
+    documents: tuple[str, ...]
+    model_fingerprint: str
+    config_hash: str
+
+
+def read_memory(tensors: Path, described: Path) -> StoredMemory:
+    """Read the two files that `write_memory` wrote.
+
+    Raises:
+        UserError: a file is damaged, of another format, or the two do not belong together.
+    """
+    try:
+        meta = json.loads(described.read_text())
+        stored = load_file(tensors)
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"memory {str(described)!r} has format {meta['format']}; this version reads {FORMAT}"
+            )
+        layers = [int(layer) for layer in meta["layers"]["injection"]]
+        states = States({i: stored[f"keys.{i}"] for i in layers}, {i: stored[f"values.{i}"] for i in layers})
+        memory = StoredMemory(
+            states, tuple(meta["documents"]), str(meta["model_fingerprint"]), str(meta["config_hash"])
+        )
+        slots = int(meta["slots"])
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"memory {str(tensors)!r} cannot be read ({type(error).__name__}: {error}); export it again from its run"
+        ) from error
+    wrong = [f"{name}.{i}" for i in layers for name, x in _both(states, i) if not _fits(x, memory, slots)]
+    if wrong:
+        raise UserError(
+            f"memory {str(tensors)!r}: {wrong[0]} is not finite, or not of {len(memory.documents)} documents and "
+            f"{slots} slots as {described.name} says; export it again from its run"
+        )
+    return memory
+
+
+def _both(states: States, layer: int) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+    return ("keys", states.keys[layer]), ("values", states.values[layer])
+
+
+def _fits(x: Tensor, memory: StoredMemory, slots: int) -> bool:
+    shape = x.ndim == 4 and (x.shape[0], x.shape[2]) == (len(memory.documents), slots)
+    return shape and bool(x.isfinite().all())

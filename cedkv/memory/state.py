@@ -63,6 +63,14 @@ class States:
             self.positions,
         )
 
+    def to(self, device: torch.device) -> States:
+        """The same states on `device`."""
+        return States(
+            {i: k.to(device) for i, k in self.keys.items()},
+            {i: v.to(device) for i, v in self.values.items()},
+            None if self.positions is None else self.positions.to(device),
+        )
+
     def empty(self) -> States:
         """The same layers without a slot: injecting it is injecting nothing."""
         return States(

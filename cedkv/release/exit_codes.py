@@ -17,13 +17,18 @@ BUDGET_SPENT: Final = 12
 _OF_STATUS = {Status.PASS: PASS, Status.FAIL: GATE_FAILED, Status.INCONCLUSIVE: INCONCLUSIVE}
 
 
+def of_status(status: Status) -> int:
+    """Exit code of one status."""
+    return _OF_STATUS[status]
+
+
 def exit_code(report: GateReport, milestone: MilestoneReport | None = None) -> int:
     """Exit code of one verdict. ``milestone`` only when it was asked for (``--milestone``).
 
     A spent explore budget takes the place of a gate that did not pass; a gate that passed stays a pass, as a milestone
     never changes a gate result.
     """
-    code = _OF_STATUS[report.status]
+    code = of_status(report.status)
     spent = milestone is not None and milestone.status is MilestoneStatus.BUDGET_SPENT
     return BUDGET_SPENT if spent and code != PASS else code
 

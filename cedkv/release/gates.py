@@ -6,11 +6,22 @@ Every limit comes from the run's own resolved configuration; limits looser than 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cedkv import ledger
 from cedkv.core import stats
-from cedkv.core.verdict import Check, GateReport, Group, Measured, Operator, Status, combine, holds
+from cedkv.core.verdict import (
+    Check,
+    GateReport,
+    Group,
+    Measured,
+    Operator,
+    Status,
+    WorstPrompt,
+    combine,
+    holds,
+)
 from cedkv.release.evidence import (
     STRESS_PATH,
     lookup,
@@ -21,11 +32,13 @@ from cedkv.release.evidence import (
     unmet,
 )
 from cedkv.release.measure import measure
-from cedkv.tracking.record import RunRecord
+from cedkv.tracking.record import RunRecord, StressRow
 
 THRESHOLDS = "phase3.thresholds"
 CERTIFIED_PATH = f"{THRESHOLDS}.certified"
 P99_MAX = "off_delta_p99_max"
+WORST_SHARE = 0.01
+"""Share of the stress prompts that a verdict shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +101,28 @@ def judge(record: RunRecord) -> GateReport:
         reported=tuple(values[name] for name in REPORTED),
         exceedances=exceedances,
         allowed=allowed,
+        worst=worst_prompts(record.stress_table or ()),
         notes=_notes(record),
     )
+
+
+def worst_prompts(rows: Sequence[StressRow]) -> tuple[WorstPrompt, ...]:
+    """The worst 1 % of the stress prompts, rounded up, hardest first.
+
+    Rows that are not finite come first: nothing is known of them.
+    """
+    hardest = sorted(rows, key=_hardness)[: math.ceil(WORST_SHARE * len(rows))]
+    return tuple(
+        WorstPrompt(
+            row.id, row.prompt, row.family, row.state, row.stress_delta, row.base_top, row.student_top
+        )
+        for row in hardest
+    )
+
+
+def _hardness(row: StressRow) -> tuple[bool, float, str]:
+    known = math.isfinite(row.stress_delta)
+    return known, -row.stress_delta if known else 0.0, row.id
 
 
 def limit_of(record: RunRecord, limit: Limit) -> float | None:

@@ -6,10 +6,12 @@ store: a run never states its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 
 from cedkv import ledger
+from cedkv.core.bootstrap import quantile_reduction_interval
 from cedkv.core.verdict import Check, MilestoneReport, MilestoneStatus, Status
 from cedkv.release.evidence import lookup, number, on_evidence, run_evidence, stress_evidence, unmet
 from cedkv.release.measure import measure
@@ -19,6 +21,8 @@ MAX_ON_GAIN_DROP = Fraction(1, 100)
 MIN_P99_REDUCTION = Fraction(1, 5)
 EXPLORE_PATH = "phase3.milestone.explore"
 
+_NOBODY: Mapping[str, int] = MappingProxyType({})
+
 _SAME_BASELINE = (
     ledger.TAG_MODEL,
     ledger.TAG_HASH_DOCUMENTS,
@@ -27,8 +31,21 @@ _SAME_BASELINE = (
 )
 
 
+def explore_flag(record: RunRecord) -> str:
+    """The tag that marks a run of this configuration as exploratory."""
+    return str(lookup(record.config, f"{EXPLORE_PATH}.flag") or ledger.TAG_EXPLORE_DEFAULT)
+
+
+def is_explored(record: RunRecord, explored: Mapping[str, int] = _NOBODY) -> bool:
+    """Whether a run counts as exploratory: by its flag, or by the ledger where the flag was taken away later."""
+    return _flagged(record, explore_flag(record)) or record.run_id in explored
+
+
 def judge_milestone(
-    record: RunRecord, runs: Iterable[RunRecord], baseline: RunRecord | None
+    record: RunRecord,
+    runs: Iterable[RunRecord],
+    baseline: RunRecord | None,
+    explored: Mapping[str, int] = _NOBODY,
 ) -> MilestoneReport:
     """Judge the explore milestone of ``record``.
 
@@ -36,35 +53,46 @@ def judge_milestone(
         record: the run, with its tables.
         runs: every run of its experiment, failed and deleted ones too; only tags, ids and start times are read.
         baseline: the Phase 2 run that ``find_baseline`` chose, with its tables; None where there is none.
+        explored: the experiment's ledger of flagged runs, run id to start time (ms): runs that were erased from the
+            store still count.
     """
-    flag = lookup(record.config, f"{EXPLORE_PATH}.flag") or ledger.TAG_EXPLORE_DEFAULT
-    if not _flagged(record, flag):
-        return _ended(record, MilestoneStatus.NOT_APPLICABLE, f"the run is not flagged {flag}")
-    if record.tags.get(ledger.TAG_PHASE) != ledger.PHASE_TRAINED:
-        return _ended(record, MilestoneStatus.NOT_APPLICABLE, "only runs of phase 3 are judged")
-    if lookup(record.config, f"{EXPLORE_PATH}.enabled") is False:
-        return _ended(record, MilestoneStatus.NOT_APPLICABLE, f"{EXPLORE_PATH}.enabled is false")
+    reason = _not_applicable(record, explored)
+    if reason:
+        return _ended(record, MilestoneStatus.NOT_APPLICABLE, reason)
     limit = number(record.config, f"{EXPLORE_PATH}.max_runs")
     if limit is None:
         return _ended(
             record, MilestoneStatus.NOT_JUDGED, f"the configuration states no {EXPLORE_PATH}.max_runs"
         )
-    index, max_runs = run_index(record, runs, flag), int(limit)
+    index, max_runs = run_index(record, runs, explore_flag(record), explored), int(limit)
     if index > max_runs:
         reason = f"run {index} of the flagged runs; {max_runs} may be judged"
         return MilestoneReport(record.run_id, MilestoneStatus.BUDGET_SPENT, reason, index, max_runs)
     status, reason, checks = _compare(record, baseline)
-    baseline_id = None if baseline is None else baseline.run_id
-    return MilestoneReport(record.run_id, status, reason, index, max_runs, baseline_id, checks)
+    return MilestoneReport(
+        record.run_id,
+        status,
+        reason,
+        index,
+        max_runs,
+        baseline_run_id=None if baseline is None else baseline.run_id,
+        checks=checks,
+        reduction_interval=_reduction_interval(record, baseline) if baseline and checks else None,
+    )
 
 
-def run_index(record: RunRecord, runs: Iterable[RunRecord], flag: str = ledger.TAG_EXPLORE_DEFAULT) -> int:
+def run_index(
+    record: RunRecord,
+    runs: Iterable[RunRecord],
+    flag: str = ledger.TAG_EXPLORE_DEFAULT,
+    explored: Mapping[str, int] = _NOBODY,
+) -> int:
     """Index of a run (from 1) among the flagged runs of its experiment, by start time, ties by run id.
 
-    Failed and deleted runs count. Runs with the default flag count also where the configured flag has another name, so
+    Failed and deleted runs count, and so do erased ones that the ledger ``explored`` remembers. Runs with the default flag count also where the configured flag has another name, so
     that renaming it buys no further runs.
     """
-    flagged = {
+    flagged = {run_id: (start_ms, run_id) for run_id, start_ms in explored.items()} | {
         run.run_id: (run.start_time_ms, run.run_id)
         for run in (*runs, record)
         if run.experiment_id == record.experiment_id and (_flagged(run, flag) or run.run_id == record.run_id)
@@ -83,6 +111,16 @@ def find_baseline(record: RunRecord, runs: Iterable[RunRecord]) -> RunRecord | N
     if before:
         return before[-1]
     return matching[0] if matching else None
+
+
+def _not_applicable(record: RunRecord, explored: Mapping[str, int]) -> str:
+    """Why this run is not one that the milestone is for; empty when it is."""
+    if not is_explored(record, explored):
+        return f"the run is not flagged {explore_flag(record)}"
+    if record.tags.get(ledger.TAG_PHASE) != ledger.PHASE_TRAINED:
+        return "only runs of phase 3 are judged"
+    disabled = lookup(record.config, f"{EXPLORE_PATH}.enabled") is False
+    return f"{EXPLORE_PATH}.enabled is false" if disabled else ""
 
 
 def _compare(record: RunRecord, baseline: RunRecord | None) -> tuple[MilestoneStatus, str, tuple[Check, ...]]:
@@ -124,6 +162,13 @@ def _tail_improved(record: RunRecord, baseline: RunRecord) -> Check:
     name, n = "off_delta_p99_stress_reduction", len(record.stress_table or ())
     limit = float(MIN_P99_REDUCTION)
     return Check("milestone", name, float(reduction), ">=", limit, n, _status(improved), reason)
+
+
+def _reduction_interval(record: RunRecord, baseline: RunRecord) -> tuple[float, float]:
+    """Rows of one prompt side by side: the two tables hold the same prompts, which their hashes have proven."""
+    then = {row.id: row.stress_delta for row in baseline.stress_table or ()}
+    pairs = [(row.stress_delta, then[row.id]) for row in record.stress_table or ()]
+    return quantile_reduction_interval([now for now, _ in pairs], [before for _, before in pairs])
 
 
 def _gap(run: RunRecord) -> str:

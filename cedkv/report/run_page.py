@@ -7,19 +7,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cedkv import ledger
-from cedkv.core.verdict import GateReport, MilestoneReport
+from cedkv.core.verdict import Verdict
 from cedkv.report import escape, text
 from cedkv.report.tables import markdown_table, shown
 
 _PROMPT = 160  # characters of a prompt that are shown; the tables hold all of it
 
 
-def to_markdown(
-    report: Mapping[str, Any], verdict: GateReport, milestone: MilestoneReport | None = None
-) -> str:
+def to_markdown(report: Mapping[str, Any], verdict: Verdict) -> str:
     """The page of a run. ``report`` is what ``run_report`` made of the same run and verdict."""
     sections = (
-        ("Verdict", text.to_markdown(verdict, milestone).splitlines()),
+        ("Verdict", text.to_markdown(verdict).splitlines()),
         ("OFF: drift on prompts the documents do not answer (nats)", _numbers(report["off"])),
         (f"Worst prompts: {report['worst']['count']} of {report['worst']['of']}", _worst(report["worst"])),
         ("ON: use of the documents", _numbers(report["on"])),

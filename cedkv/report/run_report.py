@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from cedkv import ledger
-from cedkv.core.verdict import GateReport, MilestoneReport
+from cedkv.core.verdict import GateReport, Verdict
 from cedkv.report.tables import jsonable
 from cedkv.report.text import as_dict
 from cedkv.report.traces import Row, Traces, changes, finite, rows_of, sparse
-from cedkv.tracking.record import RunRecord, StressRow
+from cedkv.tracking.record import RunRecord
 
 LAMBDA_ROWS = 15
 """Rows of the lambda trace in a report; the artifact holds all."""
@@ -40,8 +40,7 @@ _NEAR_CAP = 0.95  # share of the delimiter cap from which a report speaks up
 
 def run_report(
     record: RunRecord,
-    verdict: GateReport,
-    milestone: MilestoneReport | None = None,
+    verdict: Verdict,
     traces: Traces | None = None,
 ) -> dict[str, Any]:
     """The report as plain, JSON-ready data.
@@ -53,7 +52,7 @@ def run_report(
     content = {
         "schema": ledger.SCHEMA_VERSION,
         "run": _run(record),
-        "verdict": as_dict(verdict, milestone),
+        "verdict": as_dict(verdict),
         "off": _metrics(record, _OFF),
         "on": _metrics(record, _ON),
         "losses": [_loss(record, name, rows_of(found, ledger.LOSS_CURVE)) for name in _LOSSES],
@@ -62,7 +61,7 @@ def run_report(
         "atom_type_mass": _atom_mass(record, rows_of(found, ledger.ATOM_TYPE_MASS)),
         "slot_mass": _metrics(record, (ledger.SLOT_MASS_ON, ledger.SLOT_MASS_OFF)),
         "constraint_warnings": _warnings(rows_of(found, ledger.WARN_TRACE)),
-        "worst": worst(record.stress_table or ()),
+        "worst": _worst(verdict.gates, record),
         "data": _data(record),
     }
     cleaned: dict[str, Any] = jsonable(content)
@@ -74,35 +73,14 @@ def to_json(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=2) + "\n"
 
 
-def worst(rows: Sequence[StressRow], share: float = 0.01) -> dict[str, Any]:
-    """The ``share`` of stress prompts that drift most (rounded up), hardest first, and their families counted.
-
-    Rows that are not finite come first: nothing is known of them.
-    """
-    count = math.ceil(share * len(rows))
-    hardest = sorted(rows, key=_hardness)[:count]
+def _worst(report: GateReport, record: RunRecord) -> dict[str, Any]:
+    """The stress prompts that drift most, hardest first, and their families counted."""
     return {
-        "count": count,
-        "of": len(rows),
-        "families": dict(Counter(row.family for row in hardest).most_common()),
-        "prompts": [
-            {
-                "id": row.id,
-                "prompt": row.prompt,
-                "family": row.family,
-                "state": row.state,
-                "stress_delta": row.stress_delta,
-                "base_top": row.base_top,
-                "student_top": row.student_top,
-            }
-            for row in hardest
-        ],
+        "count": len(report.worst),
+        "of": len(record.stress_table or ()),
+        "families": dict(Counter(prompt.family for prompt in report.worst).most_common()),
+        "prompts": [asdict(prompt) for prompt in report.worst],
     }
-
-
-def _hardness(row: StressRow) -> tuple[bool, float, str]:
-    known = math.isfinite(row.stress_delta)
-    return known, -row.stress_delta if known else 0.0, row.id
 
 
 def _run(record: RunRecord) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""The files of a run, from the disk beside the database or through a server."""
+"""The files of a run, on the disk beside the database or through a server."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from cedkv.tracking.backend import MlflowClient, MlflowException, Run
+from cedkv.tracking.names import check_artifact_path
 from cedkv.tracking.sqlite import local_artifacts
 from cedkv.tracking.store import database_path, is_sqlite
 
@@ -16,7 +19,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 class Artifacts:
-    """The artifacts of ``run``, read as text one by one."""
+    """The artifacts of ``run``, read and written one by one."""
 
     def __init__(self, client: MlflowClient, run: Run, uri: str) -> None:
         self._client, self._run_id = client, run.info.run_id
@@ -33,6 +36,33 @@ class Artifacts:
         except (OSError, MlflowException) as error:
             raise ValueError(f"cannot be read: {error}") from error
         return None if content is None else content.decode()
+
+    def write(self, path: str, text: str) -> None:
+        """Write ``text`` as the artifact ``path``, in one piece: a reader finds the old content or the new one.
+
+        Not through MLflow on a local disk: it remembers per run where artifacts went first, also for a store that was
+        copied since.
+        """
+        check_artifact_path(path)
+        if self._folder is None:
+            self._client.log_text(self._run_id, text, path)
+            return
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            draft.write_bytes(text.encode())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def copy(self, path: str, folder: Path) -> Path | None:
+        """Put ``path`` into ``folder`` and return where it is; ``None`` when the run has no such artifact."""
+        if self._folder is None:
+            held = path in self._sizes(path.rpartition("/")[0])
+            return Path(self._client.download_artifacts(self._run_id, path, str(folder))) if held else None
+        source = self._folder / path
+        return Path(shutil.copy(source, folder)) if source.is_file() else None
 
     def _download(self, path: str) -> bytes | None:
         sizes = self._sizes(path.rpartition("/")[0])

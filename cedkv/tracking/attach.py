@@ -1,17 +1,77 @@
-"""Add text artifacts to a run that has ended."""
+"""Add to a run that has ended: text artifacts, and what a verdict writes back."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
-from cedkv.tracking.backend import store_errors
-from cedkv.tracking.names import check_artifact_path
-from cedkv.tracking.store import open_client, shown
+from cedkv.tracking.artifacts import Artifacts
+from cedkv.tracking.backend import Metric, MlflowClient, store_errors
+from cedkv.tracking.names import MAX_TAG, check_key, check_run_id, clip
+from cedkv.tracking.store import open_client, prepare_store, shown
 
 
 def attach(run_id: str, uri: str, files: Mapping[str, str]) -> None:
     """Write each text of `files` (path in the run: content) to the run's artifacts, replacing what is there."""
-    client = open_client(uri)
+    client = _client(uri)
     with store_errors(f"attaching to run {run_id} in {shown(uri)}"):
+        artifacts = Artifacts(client, client.get_run(run_id), uri)
         for path, text in files.items():
-            client.log_text(run_id, text, check_artifact_path(path))
+            artifacts.write(path, text)
+
+
+def write_back(
+    run_id: str,
+    uri: str,
+    *,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    files: Mapping[str, str],
+) -> bool:
+    """Bring a run that has ended to hold exactly `tags`, `metrics` and `files`, beside all else it holds.
+
+    Only what differs is written, and new metrics stand at the run's own end, so that writing the same again changes
+    nothing and two who write the same at once do no harm.
+
+    Returns:
+        whether anything was written.
+
+    Raises:
+        UserError: the run is not there or was deleted, or the store refuses.
+    """
+    check_run_id(run_id)
+    client = _client(uri)
+    with store_errors(f"writing the verdict on run {run_id} to {shown(uri)}"):
+        run = client.get_run(run_id)
+        artifacts = Artifacts(client, run, uri)
+        wanted = {check_key(name, "tag"): clip(value, MAX_TAG) for name, value in tags.items()}
+        changed = {name: value for name, value in wanted.items() if run.data.tags.get(name) != value}
+        known, now = run.data.metrics, time.time_ns() // 1_000_000
+        moved = [
+            # MLflow shows the latest of a metric's values: one that corrects another has to be later.
+            Metric(check_key(name), value, now if name in known else run.info.end_time or 0, 0)
+            for name, value in metrics.items()
+            if known.get(name) != value
+        ]
+        new = {path: text for path, text in files.items() if not _holds(artifacts, path, text)}
+        for path, text in new.items():
+            artifacts.write(path, text)
+        for name, value in changed.items():
+            client.set_tag(run_id, name, value)
+        if moved:
+            client.log_batch(run_id, metrics=moved)
+    return bool(changed or moved or new)
+
+
+def _client(uri: str) -> MlflowClient:
+    """A client for writing: a store that was copied is its own from here on and writes nothing into the original."""
+    client = open_client(uri)  # refuses a store that is not there
+    prepare_store(uri)
+    return client
+
+
+def _holds(artifacts: Artifacts, path: str, text: str) -> bool:
+    try:
+        return artifacts.text(path) == text
+    except ValueError:  # unreadable is as good as other
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cedkv import ledger
@@ -22,12 +23,14 @@ _FIELDS: Final[dict[str, str]] = {
     ledger.DATA_SPEC: "data_spec",
     ledger.TABLE_STRESS: "stress_table",
     ledger.TABLE_ON: "on_table",
+    ledger.CERTIFICATE: "certificate",
 }
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     ledger.CONFIG_RESOLVED: parse_config,
     ledger.DATA_SPEC: parse_mapping,
     ledger.TABLE_STRESS: lambda text: parse_rows(text, StressRow),
     ledger.TABLE_ON: lambda text: parse_rows(text, OnRow),
+    ledger.CERTIFICATE: parse_mapping,
 }
 _TRACES: Final = (
     ledger.LOSS_CURVE,
@@ -123,6 +126,22 @@ def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
     for problem in problems:
         _log.warning("run %s: %s", run_id, problem)
     return found
+
+
+def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Path]:
+    """Copy artifacts of a run into ``folder``; where they are, in the order of ``paths``.
+
+    Raises ``UserError`` for one that the run does not hold, and as ``read_run`` does.
+    """
+    check_run_id(run_id)
+    client = open_client(uri)
+    with store_errors(f"reading artifacts of run {run_id} from {shown(uri)}"):
+        files = Artifacts(client, _get_run(client, run_id, uri), uri)
+        found = {path: files.copy(path, folder) for path in paths}
+    missing = [path for path, copied in found.items() if copied is None]
+    if missing:
+        raise UserError(f"run {run_id} holds no artifact {missing[0]!r}; name a run that finished")
+    return [copied for copied in found.values() if copied is not None]
 
 
 def _history(client: MlflowClient, run_id: str, name: str) -> tuple[MetricPoint, ...]:

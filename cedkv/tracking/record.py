@@ -58,7 +58,8 @@ class OnRow:
 class RunRecord:
     """A run of the tracking store. ``metrics`` holds last values (NaN kept), times are milliseconds since the epoch.
 
-    ``config`` is the parsed ``config/resolved.yaml``; ``data_spec`` the parsed ``data/spec.json``. Records made only to
+    ``config`` is the parsed ``config/resolved.yaml``; ``data_spec`` the parsed ``data/spec.json``; ``certificate``
+    what an opening of the sealed set logged. Records made only to
     be counted or searched (a listing of an experiment) may leave the artifacts out: they are ``None`` then.
     """
 
@@ -76,4 +77,5 @@ class RunRecord:
     data_spec: Mapping[str, Any] | None = None
     stress_table: tuple[StressRow, ...] | None = None
     on_table: tuple[OnRow, ...] | None = None
+    certificate: Mapping[str, Any] | None = None
     problems: tuple[str, ...] = ()

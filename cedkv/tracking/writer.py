@@ -63,6 +63,7 @@ class RunWriter:
 
     run_id: str
     experiment_id: str
+    start_time_ms: int
 
     def __init__(
         self,
@@ -160,6 +161,7 @@ class RunWriter:
         self.experiment_id = _experiment_id(self._client, self.experiment, self.uri)
         run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
         self.run_id, self.name = run.info.run_id, run.info.run_name
+        self.start_time_ms = run.info.start_time
 
     def _checked(self, name: str) -> str:
         if name not in self._known:

@@ -23,25 +23,35 @@ from cedkv.data.records import hashes
 from cedkv.evaluate import SlotMass, next_log_probs, stress
 from cedkv.injection import inject
 from cedkv.memory.export import write_memory
+from cedkv.release.gates import worst_prompts
 from cedkv.release.measure import on_metrics, stress_metrics
 from cedkv.tracking import lineage
+from cedkv.tracking.ledgers import enter_explored
 from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.experiment import FAN_OUT_TOLERANCE, Experiment, prepare
 from cedkv.train.loop import Outcome, Trainer
 from cedkv.train.publish import publish
-from cedkv.train.tables import off_slot_mass, on_rows, stress_rows, worst_rows
+from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 
 LINE_EVERY = 10
 """Steps between two lines of progress where no terminal shows a bar."""
 
 
-def run_training(config: Config, *, phase: int, explore: bool = False, progress: bool = True) -> str:
+def run_training(
+    config: Config,
+    *,
+    phase: int,
+    explore: bool = False,
+    progress: bool = True,
+    reproduces: str | None = None,
+) -> str:
     """Run Phase 2 (the baseline: anchors assembled and evaluated) or Phase 3 (training), and log all of it.
 
     Args:
         config: resolved; `phase` and strictness are part of it.
         explore: flag the run for the exploration milestone.
+        reproduces: id of the run that this one repeats; noted in its tags.
         progress: show where it stands on the error stream.
 
     Returns:
@@ -58,9 +68,13 @@ def run_training(config: Config, *, phase: int, explore: bool = False, progress:
     experiment = prepare(config, phase)
     _check_fast_path(config, experiment, progress)
     tags = tags_of(experiment, phase, explore=explore)
+    if reproduces is not None:
+        tags[ledger.TAG_REPRODUCES] = reproduces
     run_name = config.tracking.run_name
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     with RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run:
+        if explore:
+            enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
         _log_inputs(run, config, experiment)
         trainer = Trainer(experiment, run, warn=lambda message: _say(True, f"warning: {message}"))
         try:
@@ -119,7 +133,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         # The stress metrics have one source in the code; the dual's is configured.
         ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
         ledger.TAG_SOURCE_LAMBDA: config.phase3.train.lambda_off.dual.metric_source,
-        **{f"cedkv.hash.{name}": content["sha256"] for name, content in contents.items()},
+        **{f"{ledger.HASH_TAG_PREFIX}{name}": content["sha256"] for name, content in contents.items()},
         **lineage.collect(threads=torch.get_num_threads()),
     }
     assert loss.source == "hf"
@@ -183,7 +197,7 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
     on_table = on_rows(experiment, states, mass)
     run.log_jsonl(ledger.TABLE_STRESS, map(asdict, stress_table))
     run.log_jsonl(ledger.TABLE_ON, map(asdict, on_table))
-    run.log_json(ledger.STRESS_TOP, [asdict(row) for row in worst_rows(stress_table)])
+    run.log_json(ledger.STRESS_TOP, [asdict(row) for row in worst_prompts(stress_table)])
     run.log_metrics(
         {
             ledger.NULL_INJECTION_MAX_KL: null_injection_max_kl(experiment, outcome.k),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from cedkv.data.batching import pad_left
@@ -13,9 +11,6 @@ from cedkv.memory.state import States
 from cedkv.models.types import Tokenizer
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.train.experiment import Experiment
-
-TOP_SHARE = 0.01
-"""Share of the stress prompts shown as the worst."""
 
 
 def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow, ...]:
@@ -101,9 +96,3 @@ def off_slot_mass(experiment: Experiment, states: States) -> float:
                 experiment.model, pad_left(prompts[start : start + size], experiment.loaded.device)
             )
     return mass.mean
-
-
-def worst_rows(rows: Sequence[StressRow]) -> list[StressRow]:
-    """The worst 1 % of the prompts, at least one, the worst first."""
-    count = max(1, round(TOP_SHARE * len(rows)))
-    return sorted(rows, key=lambda row: row.stress_delta, reverse=True)[:count]

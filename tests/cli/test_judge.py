@@ -13,7 +13,10 @@ import pytest
 from cedkv import ledger
 from cedkv.cli import main
 from cedkv.config import yaml12
+from cedkv.tracking.ledgers import read_ledgers
+from cedkv.tracking.reader import read_run
 from cedkv.tracking.record import RunRecord
+from cedkv.tracking.store import open_client
 from cedkv.tracking.writer import RunWriter
 
 Log = Callable[..., str]
@@ -98,13 +101,13 @@ def test_the_milestone_is_judged_beside_the_gates(
     assert main(["gate", sixth]) == 10
 
 
-def test_an_experiment_the_run_is_not_in_cannot_count_its_index(
+def test_an_experiment_the_run_is_not_in_is_refused(
     log: Log, runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log(runs.run(), experiment="other")
     run_id = log(runs.run())
-    assert main(["gate", run_id, "--milestone", "--experiment", "other"]) == 2
-    assert "is not in experiment 'other'" in capsys.readouterr().err
+    assert main(["gate", run_id, "--experiment", "other"]) == 2
+    assert f"run {run_id} is in experiment 'cedkv', not in 'other'" in capsys.readouterr().err
 
 
 def test_report(log: Log, runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,3 +120,59 @@ def test_report(log: Log, runs: Any, capsys: pytest.CaptureFixture[str]) -> None
     content = json.loads(capsys.readouterr().out)
     assert content["verdict"]["run_id"] == run_id
     assert [row["topk"] for row in content["topk_schedule"]] == [32, 16]
+
+
+def test_all_runs_are_judged_a_line_each(log: Log, runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = log(runs.run()), log(runs.run(deltas=[0.06] * 400))
+    log(runs.run(), experiment="other")
+    assert main(["gate", "--all"]) == 10
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [good, bad]
+    assert lines[-1] == "2 runs: 1 pass, 1 fail"
+    assert main(["gate", "--all", "--format", "json", "--exit-zero"]) == 0
+    assert [item["run_id"] for item in json.loads(capsys.readouterr().out)] == [good, bad]
+    assert main(["gate", "--all", "--experiment", "other"]) == 0
+
+
+def test_exit_zero_and_dry_run(
+    log: Log, runs: Any, store_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = log(runs.run(deltas=[0.06] * 400))
+    before = read_run(run_id, store_uri)
+    assert main(["gate", run_id, "--dry-run"]) == 10
+    assert read_run(run_id, store_uri) == before
+    assert main(["gate", run_id, "--exit-zero"]) == 0
+    assert "Gate B  fail" in capsys.readouterr().out
+    assert read_run(run_id, store_uri).tags["cedkv.verdict"] == "fail"
+
+
+def test_a_dry_run_enters_nothing_in_the_ledger(log: Log, runs: Any, store_uri: str) -> None:
+    run_id = log(runs.run(tags={"phase3_explore": "true"}))
+    experiment = read_run(run_id, store_uri).experiment_id
+    main(["gate", run_id, "--dry-run"])
+    assert read_ledgers(experiment, store_uri).explored == {}
+    main(["gate", run_id])
+    assert list(read_ledgers(experiment, store_uri).explored) == [run_id]
+
+
+def test_a_deleted_run_is_judged_but_not_written_to(
+    log: Log, runs: Any, store_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = log(runs.run())
+    open_client(store_uri).delete_run(run_id)
+    assert main(["gate", run_id]) == 11
+    out, err = capsys.readouterr()
+    assert "the run was deleted; restore it to judge it" in out
+    assert err == (
+        f"cedkv: note: run {run_id} was deleted: the verdict is not written back; restore the run for that\n"
+    )
+
+
+def test_a_note_of_the_runs_owner_survives_the_verdict(log: Log, runs: Any, store_uri: str) -> None:
+    run_id = log(runs.run())
+    open_client(store_uri).set_tag(run_id, "mlflow.note.content", "Look at slot 3.")
+    main(["gate", run_id])
+    main(["gate", run_id])
+    description = read_run(run_id, store_uri).tags["mlflow.note.content"]
+    assert description.endswith("Look at slot 3.")
+    assert description.count("**PASS**") == 1

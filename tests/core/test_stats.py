@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, quantile_test
+from scipy.stats import binom, binomtest, quantile_test
 
-from cedkv.core.stats import exceedances, order_statistic_quantile, upper_bound, upper_bound_rank
+from cedkv.core.stats import (
+    clopper_pearson_upper,
+    exceedances,
+    order_statistic_quantile,
+    upper_bound,
+    upper_bound_rank,
+)
 
 samples = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400)
 
@@ -101,3 +107,28 @@ def test_an_impossible_level_is_refused(q):
 def test_an_impossible_sample_size_is_refused():
     with pytest.raises(ValueError, match="n is 0"):
         upper_bound_rank(0)
+
+
+@given(st.integers(1, 20_000), st.floats(0, 1), st.sampled_from([0.9, 0.95, 0.99]))
+def test_the_rate_bound_is_scipys_exact_interval(n, share, confidence):
+    exceeded = round(share * n)
+    interval = binomtest(exceeded, n, alternative="less").proportion_ci(confidence, method="exact")
+    assert clopper_pearson_upper(exceeded, n, confidence) == pytest.approx(interval.high, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(2048, 0.95), (8192, 0.99), (400, 0.95)])
+def test_the_rate_bound_and_the_bound_of_the_quantile_are_one_statement(n, confidence):
+    """At most 1 % drift over tau, or the p99 is at most tau: both hold for the same numbers of exceedances."""
+    allowed = n - upper_bound_rank(n, 0.99, confidence)
+    for exceeded in (allowed, allowed + 1):
+        values = [1.0] * exceeded + [0.0] * (n - exceeded)
+        assert (clopper_pearson_upper(exceeded, n, confidence) <= 0.01) == (exceeded == allowed)
+        assert (upper_bound(values, 0.99, confidence) <= 0.5) == (exceeded == allowed)
+
+
+@pytest.mark.parametrize(
+    ("exceeded", "n", "confidence"), [(-1, 5, 0.9), (6, 5, 0.9), (0, 0, 0.9), (1, 5, 1.0)]
+)
+def test_what_is_no_count_has_no_rate(exceeded, n, confidence):
+    with pytest.raises(ValueError, match=r"give 0 <=|lies strictly"):
+        clopper_pearson_upper(exceeded, n, confidence)

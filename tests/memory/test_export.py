@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from cedkv.core.errors import UserError
 from cedkv.injection import inject
-from cedkv.memory.export import write_memory
-from cedkv.memory.state import States
+from cedkv.memory.export import read_memory, write_memory
 
 
 def test_the_written_states_are_the_injected_ones(tiny, tmp_path):
     model = tiny("qwen3")
     bank = tiny.bank(model, share="layer", sink_slots=1)
-    tensors, _ = write_memory(tmp_path, bank, 4, "fingerprint", "hash")
-    stored = load_file(tensors)
-    layers = sorted(int(name.split(".")[1]) for name in stored if name.startswith("keys."))
-    read = States({i: stored[f"keys.{i}"] for i in layers}, {i: stored[f"values.{i}"] for i in layers})
+    tensors, described = write_memory(tmp_path, bank, 4, "fingerprint", "hash")
+    memory = read_memory(tensors, described)
+    assert (memory.documents, memory.model_fingerprint, memory.config_hash) == (
+        bank.documents,
+        "fingerprint",
+        "hash",
+    )
+    read, stored = memory.states, load_file(tensors)
     ids, rows = tiny.tokens(3, 6), torch.tensor([2, 1, 0])
     with inject(model, bank.states(4).detach(), rows):
         wanted = model(input_ids=ids).logits
@@ -42,3 +47,34 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
     written = [[(a["chunk"], a["layer"], a["position"]) for a in document] for document in meta["anchors"]]
     assert written == [list(document) for document in bank.anchors]
     assert meta["candidate_types"] == [[list(slot) for slot in document] for document in bank.candidate_types]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t, d: t.write_bytes(t.read_bytes()[:-100]), "cannot be read"),
+        (lambda t, d: t.write_bytes(b"\x80\x04N."), "cannot be read"),
+        (lambda t, d: t.unlink(), "cannot be read"),
+        (lambda t, d: d.write_text("{"), "cannot be read"),
+        (lambda t, d: _change(d, "layers", {"injection": [1, 3]}), r"cannot be read \(KeyError: 'keys\.3'\)"),
+        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads 1"),
+        (lambda t, d: _change(d, "slots", 9), "not of 3 documents and 9 slots"),
+        (lambda t, d: _change(d, "documents", ["d0"]), "not of 1 documents"),
+        (lambda t, d: _poison(t), "is not finite"),
+    ],
+)
+def test_a_damaged_memory_is_refused(tiny, tmp_path, spoil, says):
+    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, "f", "c")
+    spoil(tensors, described)
+    with pytest.raises(UserError, match=says):
+        read_memory(tensors, described)
+
+
+def _change(described, key, value):
+    described.write_text(json.dumps(json.loads(described.read_text()) | {key: value}))
+
+
+def _poison(tensors):
+    stored = load_file(tensors)
+    stored["values.1"][0, 0, 0, 0] = torch.nan
+    save_file(stored, tensors)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cedkv.core.verdict import Check, GateReport, Status
-from cedkv.release.gates import judge
+from cedkv.release.gates import judge, worst_prompts
 
 PASS, FAIL, INCONCLUSIVE = Status.PASS, Status.FAIL, Status.INCONCLUSIVE
 
@@ -357,3 +357,19 @@ def test_reported_numbers_are_recomputed_from_the_tables(runs):
     for item in judge(run).reported:
         assert item.problem == ""
         assert item.value == pytest.approx(run.metrics[item.name])
+
+
+def test_the_worst_prompts_are_the_worst_one_percent_hardest_first(runs):
+    run = runs.run(deltas=[i / 10_000 for i in range(2048)])
+    worst = judge(run).worst
+    assert [prompt.id for prompt in worst] == [f"s{i}" for i in range(2047, 2026, -1)]
+    assert worst[-1].stress_delta == run.metrics["off_delta_p99_stress"]
+    row = run.stress_table[2047]
+    assert (worst[0].prompt, worst[0].state, worst[0].student_top) == (row.prompt, row.state, row.student_top)
+
+
+def test_prompts_without_a_finite_drift_come_first(runs):
+    run = runs.run(deltas=[i / 10_000 for i in range(2048)])
+    rows = (*run.stress_table[1:], replace(run.stress_table[0], stress_delta=math.nan))
+    assert worst_prompts(rows)[0].id == "s0"
+    assert worst_prompts(()) == ()

@@ -192,3 +192,32 @@ def test_exit_codes(runs, explore, baseline):
 )
 def test_one_exit_code_for_many_runs(codes, one):
     assert exit_codes.exit_code_of_all(codes) == one
+
+
+def test_erased_runs_still_count(runs, explore, baseline):
+    """`mlflow gc` leaves nothing of a run; the experiment's ledger does."""
+    erased = {f"r{i}": T0 - 9 for i in range(5)}
+    result = judge_milestone(explore, [explore, baseline], baseline, {**erased, explore.run_id: T0})
+    assert (result.status, result.run_index) == (MilestoneStatus.BUDGET_SPENT, 6)
+    later = dict.fromkeys(erased, T0 + 9)
+    assert judge_milestone(explore, [explore], baseline, later).run_index == 1
+
+
+def test_a_flag_that_was_taken_away_is_remembered(runs, explore, baseline):
+    unflagged = runs.with_tag(explore, "phase3_explore", None)
+    assert judge_milestone(unflagged, [unflagged], baseline).status is MilestoneStatus.NOT_APPLICABLE
+    remembered = judge_milestone(unflagged, [unflagged], baseline, {unflagged.run_id: T0})
+    assert (remembered.status, remembered.run_index) == (MilestoneStatus.PASS, 1)
+
+
+def test_a_run_in_the_store_and_in_the_ledger_counts_once(runs, explore):
+    earlier = runs.run("r0", start_time_ms=T0 - 9, tags=FLAG)
+    assert run_index(explore, [earlier, explore], explored={"r0": T0 - 9, "mine": T0}) == 2
+
+
+def test_the_interval_of_the_improvement_pairs_prompts_by_id(runs, explore, baseline):
+    deltas = [0.01 * (1 + i % 7) for i in range(400)]
+    base = runs.run("base", phase="2", deltas=deltas, start_time_ms=T0 - 1000)
+    run = runs.run("mine", deltas=[delta / 2 for delta in deltas], start_time_ms=T0, tags=FLAG)
+    assert judge_milestone(run, [run], base).reduction_interval == (0.5, 0.5)
+    assert judge_milestone(explore, [explore], None).reduction_interval is None

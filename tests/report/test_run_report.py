@@ -9,6 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from cedkv import ledger
+from cedkv.core.verdict import Verdict
 from cedkv.release.gates import judge
 from cedkv.report import run_page, run_report
 from cedkv.report.traces import changes, column, rows_of, sparse
@@ -33,8 +34,8 @@ def run(runs):
 
 
 def test_everything_the_plan_lists_is_in_the_report(run, traces):
-    verdict = judge(run)
-    report = run_report.run_report(run, verdict, None, traces)
+    verdict = Verdict(judge(run))
+    report = run_report.run_report(run, verdict, traces)
     assert report["off"]["off_delta_p99_stress"] == 0.2027
     assert report["off"]["off_delta_p99_typical"] == 0.2027 / 2
     assert [loss["name"] for loss in report["losses"]] == [
@@ -71,23 +72,14 @@ def test_everything_the_plan_lists_is_in_the_report(run, traces):
         assert said in page
 
 
-def test_the_worst_prompts_are_the_worst_one_percent_hardest_first(run):
-    worst = run_report.worst(run.stress_table)
-    assert (worst["count"], worst["of"]) == (21, 2048)
-    assert [row["id"] for row in worst["prompts"]] == [f"s{i}" for i in range(2047, 2026, -1)]
-    assert worst["prompts"][-1]["stress_delta"] == run.metrics["off_delta_p99_stress"]
-    assert worst["families"] == {"counting": 21}
+def test_the_worst_prompts_are_shown_and_their_families_counted(run):
+    worst = run_report.run_report(run, Verdict(judge(run)))["worst"]
+    assert (worst["count"], worst["of"], worst["families"]) == (21, 2048, {"counting": 21})
     assert worst["prompts"][0].keys() >= {"prompt", "state", "base_top", "student_top"}
 
 
-def test_prompts_without_a_finite_drift_come_first(run):
-    rows = (*run.stress_table[1:], replace(run.stress_table[0], stress_delta=math.nan))
-    assert run_report.worst(rows)["prompts"][0]["id"] == "s0"
-    assert run_report.worst(())["prompts"] == []
-
-
 def test_the_report_is_json_even_with_hostile_text(hostile_run, traces):
-    written = run_report.to_json(run_report.run_report(hostile_run, judge(hostile_run), None, traces))
+    written = run_report.to_json(run_report.run_report(hostile_run, Verdict(judge(hostile_run)), traces))
     assert written.isascii()
     report = json.loads(written)
     shown = {row["prompt"] for row in report["worst"]["prompts"]}
@@ -95,8 +87,8 @@ def test_the_report_is_json_even_with_hostile_text(hostile_run, traces):
 
 
 def test_the_page_holds_no_foreign_markup(hostile_run, traces):
-    verdict = judge(hostile_run)
-    page = run_page.to_markdown(run_report.run_report(hostile_run, verdict, None, traces), verdict)
+    verdict = Verdict(judge(hostile_run))
+    page = run_page.to_markdown(run_report.run_report(hostile_run, verdict, traces), verdict)
     html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(page)
     ours = {"table", "thead", "tbody", "tr", "th", "td", "p", "ul", "li", "strong", "code", "h1", "h2"}
     assert set(re.findall(r"<(\w+)", html)) <= ours
@@ -107,7 +99,7 @@ def test_the_page_holds_no_foreign_markup(hostile_run, traces):
 
 def test_a_run_of_phase_2_has_a_report_without_training(runs):
     run = runs.run(phase="2")
-    verdict = judge(run)
+    verdict = Verdict(judge(run))
     page = run_page.to_markdown(run_report.run_report(run, verdict), verdict)
     assert "## Losses\n\nNot logged." in page
     assert "**PASS**" in page
@@ -118,7 +110,7 @@ def test_a_run_with_nothing_in_its_log_still_has_a_report(runs):
         runs.run(), end_time_ms=None, tags={}, metrics={}, config=None, data_spec=None, stress_table=None
     )
     run = replace(run, on_table=None)
-    verdict = judge(run)
+    verdict = Verdict(judge(run))
     page = run_page.to_markdown(run_report.run_report(run, verdict), verdict)
     assert "**INCONCLUSIVE**" in page
     assert "## Worst prompts: 0 of 0\n\nNot logged." in page
@@ -130,11 +122,11 @@ def test_damaged_traces_are_left_out_not_fatal(run):
         ledger.LAMBDA_TRACE: [None, 3, {"lambda_off": "high"}],
         ledger.TOPK_TRACE: None,
     }
-    report = run_report.run_report(run, judge(run), None, damaged)
+    report = run_report.run_report(run, Verdict(judge(run)), damaged)
     assert report["losses"][0]["first"] is None
     assert report["lambda_off_trace"]["ticks"] == 1
     assert report["lambda_off_trace"]["highest"] is None
-    run_page.to_markdown(report, judge(run))
+    run_page.to_markdown(report, Verdict(judge(run)))
 
 
 def test_rows_of_a_trace():

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from markdown_it import MarkdownIt
 
-from cedkv.core.verdict import Status
+from cedkv.core.verdict import Status, Verdict
 from cedkv.release.gates import judge
 from cedkv.release.milestone import judge_milestone
 from cedkv.report import escape, text
@@ -26,7 +26,7 @@ def strict(content: str) -> dict:
 
 def test_json_says_what_the_report_says(runs):
     report = judge(runs.run(deltas=[0.2] * 400))
-    content = strict(text.to_json(report))
+    content = strict(text.to_json(Verdict(report)))
     assert [item["name"] for item in content["checks"]] == [item.name for item in report.checks]
     assert [item["status"] for item in content["checks"]] == [item.status.value for item in report.checks]
     assert content["status"] == "fail"
@@ -38,7 +38,7 @@ def test_json_says_what_the_report_says(runs):
 
 
 def test_json_holds_hostile_text_whole_and_escaped(hostile_run):
-    written = text.to_json(judge(hostile_run))
+    written = text.to_json(Verdict(judge(hostile_run)))
     assert written.isascii()
     content = strict(written)
     assert content["run_name"] == hostile_run.name
@@ -48,7 +48,9 @@ def test_json_holds_hostile_text_whole_and_escaped(hostile_run):
 def test_numbers_that_are_not_finite_become_null(runs):
     report = judge(runs.with_metric(runs.run(), "teacher_cache_max_kl", math.inf))
     check = next(
-        item for item in strict(text.to_json(report))["checks"] if item["name"] == "teacher_cache_max_kl"
+        item
+        for item in strict(text.to_json(Verdict(report)))["checks"]
+        if item["name"] == "teacher_cache_max_kl"
     )
     assert (check["value"], check["status"], check["margin"]) == (None, "inconclusive", None)
     assert jsonable({"a": (math.nan, [1.0, -math.inf])}) == {"a": [None, [1.0, None]]}
@@ -57,7 +59,7 @@ def test_numbers_that_are_not_finite_become_null(runs):
 def test_junit_counts_and_places_failures_and_errors(runs):
     run = runs.with_metric(runs.run(deltas=[0.2] * 400), "teacher_cache_max_kl", None)
     report = judge(run)
-    root = ET.fromstring(text.to_junit(report).encode())  # noqa: S314 (our own)
+    root = ET.fromstring(text.to_junit([Verdict(report)]).encode())  # noqa: S314 (our own)
     suite = root.find("testsuite")
     cases = {case.get("name"): case for case in suite.iter("testcase")}
     assert list(cases) == [item.name for item in report.checks]
@@ -71,13 +73,13 @@ def test_junit_counts_and_places_failures_and_errors(runs):
 
 def test_junit_is_well_formed_with_hostile_text(hostile_run):
     report = judge(hostile_run)
-    root = ET.fromstring(text.to_junit(report).encode())  # noqa: S314 (our own)
+    root = ET.fromstring(text.to_junit([Verdict(report)]).encode())  # noqa: S314 (our own)
     assert len(list(root.iter("testcase"))) == len(report.checks)
     assert len(list(root.iter("failure"))) == sum(item.status is Status.FAIL for item in report.checks)
 
 
 def test_the_table_is_aligned_and_says_why(runs):
-    page = text.to_table(judge(runs.run(deltas=[0.2] * 400)))
+    page = text.to_table(Verdict(judge(runs.run(deltas=[0.2] * 400))))
     lines = page.splitlines()
     head = next(line for line in lines if line.startswith("gate "))
     rows = [line for line in lines if re.match(r"(run|A|B) ", line) and not line.startswith("run run-1")]
@@ -88,14 +90,14 @@ def test_the_table_is_aligned_and_says_why(runs):
 
 
 def test_the_table_never_sends_a_control_character(hostile_run):
-    page = text.to_table(judge(hostile_run))
+    page = text.to_table(Verdict(judge(hostile_run)))
     assert all(char == "\n" or char.isprintable() for char in page)
     assert sum(line.startswith("Gate B") for line in page.splitlines()) == 1
 
 
 def test_markdown_shows_every_check_and_no_foreign_markup(hostile_run):
     report = judge(hostile_run)
-    html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(text.to_markdown(report))
+    html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(text.to_markdown(Verdict(report)))
     assert html.count("<tr>") == len(report.checks) + len(report.reported) + 2
     assert set(re.findall(r"<(\w+)", html)) <= {
         "table",
@@ -114,15 +116,15 @@ def test_markdown_shows_every_check_and_no_foreign_markup(hostile_run):
 
 def test_a_milestone_that_is_not_judged_is_said_in_every_format(runs):
     run = runs.run(tags={"phase3_explore": "true"})
-    report, milestone = judge(run), judge_milestone(run, [run], None)
-    for page in (text.to_table(report, milestone), text.to_markdown(report, milestone)):
+    verdict = Verdict(judge(run), judge_milestone(run, [run], None))
+    for page in (text.to_table(verdict), text.to_markdown(verdict)):
         assert "explore milestone  not judged (flagged run 1 of at most 5): no Phase 2 run" in page
-    assert strict(text.to_json(report, milestone))["milestone"]["status"] == "not judged"
-    assert 'name="milestone" value="not judged"' in text.to_junit(report, milestone)
+    assert strict(text.to_json(verdict))["milestone"]["status"] == "not judged"
+    assert 'name="milestone" value="not judged"' in text.to_junit([verdict])
 
 
 def test_a_certified_verdict_says_so(runs):
-    page = text.to_table(judge(runs.run(deltas=[0.001] * 2048, thresholds={"certified": True})))
+    page = text.to_table(Verdict(judge(runs.run(deltas=[0.001] * 2048, thresholds={"certified": True}))))
     assert "Gate B  pass (judged by its 95 % upper bound)" in page
     assert "the 95 % bound allows 12" in page
 

@@ -1,0 +1,115 @@
+"""Open the sealed set once, for one logged memory, and log what it proves."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from cedkv import ledger
+from cedkv.config import Config
+from cedkv.core.errors import UserError
+from cedkv.core.verdict import Verdict
+from cedkv.data.encode import EncodedOff, encode_off
+from cedkv.data.records import hashes
+from cedkv.evaluate import fan_out_error, stress
+from cedkv.memory.state import States
+from cedkv.models.types import CausalLM
+from cedkv.release.certify import Attempt, is_affordable
+from cedkv.tracking.attach import attach
+from cedkv.tracking.encode import encode_json
+from cedkv.tracking.ledgers import enter_certified
+from cedkv.tracking.reader import read_run
+from cedkv.tracking.record import RunRecord
+from cedkv.train.experiment import FAN_OUT_TOLERANCE
+from cedkv.train.logged import config_of, corpus_of, memory_of, model_of
+from cedkv.train.publish import attempts, publish
+
+
+class BudgetSpentError(UserError):
+    """The attempts made before have spent the error probability of the experiment."""
+
+
+def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) -> Verdict:
+    """Measure the memory of a finished run on the sealed set, log the certificate and judge the run again.
+
+    The attempt is entered in the experiment's ledger before the set is opened, and stays there however it ends. The
+    certificate holds one number per prompt and none of the prompts: the set stays sealed for the next attempt.
+
+    Raises:
+        BudgetSpentError: no attempt is left.
+        UserError: the run cannot be certified, or its data, model or memory are not what it logged.
+    """
+    record = read_run(run_id, uri)
+    _check_certifiable(record)
+    config = config_of(record)
+    say("making the sealed set, loading model and memory ...")
+    corpus = corpus_of(record, config)
+    loaded = model_of(record, config)
+    memory = memory_of(record, uri)
+    states = memory.states.to(loaded.device)
+    prompts, known = (
+        encode_off(loaded.tokenizer, rows, loaded.context_length)
+        for rows in (corpus.sealed, corpus.off_train[:8])
+    )
+    _check_fast_path(loaded.model, states, known)
+    attempt = _pay(record, config, uri)
+    say(f"attempt {attempt.id}: {len(prompts)} prompts under {states.count} states ...")
+    rows = config.phase3.eval.batch_rows
+    deltas = stress(loaded.model, states, [row.prompt for row in prompts], batch_rows=rows).delta
+    certificate = {
+        "schema": 1,
+        "run_id": record.run_id,
+        "attempt_id": attempt.id,
+        "delta": config.phase3.certification.delta,
+        "max_attempts": config.phase3.certification.max_attempts,
+        "tau": config.phase3.thresholds.off_delta_p99_max,
+        "set": hashes(corpus)["sealed"],
+        "model_fingerprint": loaded.fingerprint,
+        "deltas": deltas.tolist(),
+    }
+    attach(record.run_id, uri, {ledger.CERTIFICATE: encode_json(certificate)[0]})
+    return publish(record.run_id, uri)
+
+
+def _check_certifiable(record: RunRecord) -> None:
+    if (record.status, record.lifecycle) != ("FINISHED", "active"):
+        raise UserError(
+            f"run {record.run_id} is {record.status}, {record.lifecycle}: only the memory of a finished run that was not "
+            "deleted can be certified; name another run"
+        )
+    if not record.data_spec or not record.data_spec.get("sealed", {}).get("count"):
+        raise UserError(
+            f"run {record.run_id} set no prompts aside: train with phase3.eval.off_sealed.size over 0 to certify"
+        )
+
+
+def _check_fast_path(model: CausalLM, states: States, prompts: Sequence[EncodedOff]) -> None:
+    """On OFF training prompts: the sealed set is not opened yet."""
+    error = fan_out_error(model, states, [row.prompt for row in prompts])
+    if not error <= FAN_OUT_TOLERANCE:
+        raise UserError(
+            f"the shared forward pass differs from the plain one by {error:.3g} nats, more than {FAN_OUT_TOLERANCE:g}: "
+            "nothing can be certified with it; use float32 or another model"
+        )
+
+
+def _pay(record: RunRecord, config: Config, uri: str) -> Attempt:
+    """Enter an attempt in the ledger. Of two that meet, the later one may find the budget spent; it is entered, too."""
+    rules = config.phase3.certification
+    share = rules.delta / rules.max_attempts
+    _check_affordable(share, rules.delta, attempts(record.experiment_id, uri))
+    mine = Attempt(uuid.uuid4().hex, record.run_id, time.time_ns() // 1_000_000, share)
+    entry = {"run_id": mine.run_id, "started_ms": mine.started_ms, "share": mine.share}
+    enter_certified(record.experiment_id, mine.id, entry, uri)
+    made = attempts(record.experiment_id, uri)
+    _check_affordable(share, rules.delta, [other for other in made if other.order < mine.order])
+    return mine
+
+
+def _check_affordable(share: float, delta: float, made: Sequence[Attempt]) -> None:
+    if not is_affordable(share, delta, made):
+        raise BudgetSpentError(
+            f"the sealed set was opened {len(made)} times in this experiment, which has spent the error probability "
+            f"delta = {delta:g}: certify in a new experiment, with new sealed prompts (data.seed)"
+        )
