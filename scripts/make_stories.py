@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a folder of scripts, no package
 """Make build/stories/{documents,on,off}.jsonl for configs/stories.yaml from the real material in ../shared.
 
 Documents are beginnings of TinyStories. ON evaluation asks for the name with which the story goes on; ON training
