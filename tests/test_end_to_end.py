@@ -349,6 +349,37 @@ def test_settings_that_cannot_work_are_one_message_and_leave_nothing(
     assert re.search(says, message), message
 
 
+NONFIXED = (
+    "phase3.runtime.policy_mode=debug",
+    "phase3.runtime.debug_allow_nonfixed_constraint_sources=true",
+    "phase3.train.lambda_off.dual.metric_source=hard_pool",
+)
+
+
+def test_ci_forces_prod_and_prod_refuses_another_source_for_the_dual(
+    arguments, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr("cedkv.train.main.prepare", lambda *_: pytest.fail("the model was loaded"))
+    assert main(arguments(*NONFIXED)) == 2
+    told, note = capsys.readouterr().err.splitlines()
+    assert 'phase3.train.lambda_off.dual.metric_source = "hard_pool": policy_mode prod reads' in told
+    assert note == "  note: phase3.runtime.policy_mode: debug was forced to prod because CI is set"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_debug_run_may_and_its_verdict_says_so(arguments, database, capsys, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    assert main(arguments(*NONFIXED, "phase3.train.steps=1")) == 0
+    run = only_run(database)
+    assert run.tags[ledger.TAG_SOURCE_LAMBDA] == "hard_pool"
+    capsys.readouterr()
+    main(["gate", run.run_id, "--tracking-uri", database])
+    out = capsys.readouterr().out
+    assert "policy mode debug: not a production run" in out
+    assert "lambda_off followed hard_pool, not the fixed stress set" in out
+
+
 def test_an_unsupported_family_is_refused_by_name(arguments, tmp_path, capsys):
     from transformers import GPTJConfig, GPTJForCausalLM
 

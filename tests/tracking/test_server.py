@@ -15,8 +15,10 @@ import pytest
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
+from cedkv.tracking.attach import write_back
 from cedkv.tracking.backend import TrackingError
-from cedkv.tracking.reader import MetricPoint, list_runs, metric_history, read_run
+from cedkv.tracking.ledgers import enter_explored, read_ledgers
+from cedkv.tracking.reader import MetricPoint, fetch, list_runs, metric_history, read_run
 from cedkv.tracking.record import RunRecord
 from cedkv.tracking.store import open_client
 from cedkv.tracking.writer import RunWriter
@@ -150,3 +152,23 @@ def test_a_server_that_goes_away_is_an_error_and_never_a_silent_gap(
     assert (record.status, dict(record.metrics)) == ("RUNNING", {"x": 1.0}), (
         "no gate takes a run that never ended"
     )
+
+
+def test_verdicts_and_ledgers_go_through_a_server_too(server_uri: str, tmp_path: Path) -> None:
+    with RunWriter(server_uri, "judged elsewhere") as run:
+        run.log_text(ledger.CONFIG_RESOLVED, "phase3: {}\n")
+    said = {
+        "tags": {ledger.TAG_VERDICT: "fail"},
+        "metrics": {"gate/a": 1.0},
+        "files": {"gate_report.md": "No.\n"},
+    }
+    assert write_back(run.run_id, server_uri, **said)
+    assert not write_back(run.run_id, server_uri, **said)
+    record = read_run(run.run_id, server_uri)
+    assert (record.tags[ledger.TAG_VERDICT], record.metrics["gate/a"]) == ("fail", 1.0)
+    (copied,) = fetch(run.run_id, ["gate_report.md"], server_uri, tmp_path)
+    assert copied.read_text() == "No.\n"
+    with pytest.raises(UserError, match=r"holds no artifact 'memory/memory\.json'"):
+        fetch(run.run_id, [ledger.MEMORY_META], server_uri, tmp_path)
+    enter_explored(run.experiment_id, run.run_id, run.start_time_ms, server_uri)
+    assert read_ledgers(run.experiment_id, server_uri).explored == {run.run_id: run.start_time_ms}
