@@ -65,10 +65,17 @@ def _fields(line: str, number: int, kinds: dict[str, str]) -> dict[str, Any]:
 
 def _value(value: Any, kind: str, where: str) -> Any:
     if kind == "float" and (value is None or type(value) in (int, float)):
-        return math.nan if value is None else float(value)
+        return math.nan if value is None else _as_float(value, where)
     if type(value).__name__ != kind:  # exact: True is no int here
         raise ValueError(f"{where}: {_shown(value)} is not {kind}")
     return value
+
+
+def _as_float(value: float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        raise ValueError(f"{where}: {_shown(value)} is not a finite number") from None
 
 
 def _load(text: str) -> Any:

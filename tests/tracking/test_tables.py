@@ -54,6 +54,7 @@ def test_a_number_that_is_not_finite_is_null_in_the_file_counted_and_nan_when_re
         ({"base_logp": True}, "base_logp: bool True is not float"),
         ({"id": 7}, "id: int 7 is not str"),
         ({"extra": 1}, r"unknown \['extra'\]"),
+        ({"base_logp": 10**400}, "base_logp: int 10{59} is not a finite number"),
     ],
 )
 def test_a_row_of_another_shape_is_refused_with_its_line(
