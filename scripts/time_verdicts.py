@@ -3,7 +3,8 @@
 
 The store lies in a temporary folder and goes with it. A few runs are logged as training logs them, with full-scale
 tables and the resolved configuration; the others are copies: their rows are bulk-inserted into the database under new
-ids and their files copied. So the files have just been written and are in the page cache, and no run was trained.
+ids and their files copied. So the files have just been written and are in the page cache, and no run was trained. As in
+an experiment, all runs have the same prompts and their own measurements.
 """
 
 from __future__ import annotations
@@ -127,13 +128,13 @@ def log_template(uri: str, scale: Scale, number: int) -> str:
 
 
 def stress_rows(rng: random.Random, count: int, *, failing: bool) -> list[StressRow]:
-    """Prompts of a dozen words; about one in a hundred is over the limit, or one in fifty."""
-    scale = 0.0085 if not failing else 0.0128
+    """The stress set of every run, measured: about three in a thousand prompts over the limit, or one in fifty."""
+    scale = 0.0128 if failing else 0.0085
     return [
         StressRow(
             id=f"off-{n:05d}",
-            prompt=f"{text(rng, 12)} {n}",
-            family=rng.choice(WORDS),
+            prompt=prompt,
+            family=WORDS[n % len(WORDS)],
             stress_delta=rng.expovariate(1 / scale),
             state=f"doc-{n % 64:02d}",
             typical=rng.expovariate(1 / 0.001),
@@ -141,18 +142,18 @@ def stress_rows(rng: random.Random, count: int, *, failing: bool) -> list[Stress
             base_top="Ġ" + rng.choice(WORDS),
             student_top="Ġ" + rng.choice(WORDS),
         )
-        for n in range(count)
+        for n, prompt in enumerate(prompts(count))
     ]
 
 
 def on_rows(rng: random.Random, count: int) -> list[OnRow]:
-    """Prompts of a dozen words, of which the memory gets nine in ten right."""
+    """The ON set of every run, of which the memory gets nine in ten right."""
     return [
         OnRow(
             id=f"on-{n:05d}",
             document=f"doc-{n % 64:02d}",
-            prompt=f"{text(rng, 12)} {n}",
-            answer=" " + text(rng, 2),
+            prompt=prompt,
+            answer=f" {WORDS[n % 7]} {n}",
             tokens=2,
             base_correct=False,
             student_correct=n % 10 > 0,
@@ -164,13 +165,14 @@ def on_rows(rng: random.Random, count: int) -> list[OnRow]:
             kl_teacher_base=rng.uniform(3, 5),
             kl_student_base=rng.uniform(3, 5),
         )
-        for n in range(count)
+        for n, prompt in enumerate(prompts(count))
     ]
 
 
-def text(rng: random.Random, words: int) -> str:
-    """Words at random."""
-    return " ".join(rng.choice(WORDS) for _ in range(words))
+def prompts(count: int) -> list[str]:
+    """Prompts of a dozen words, the same at every call: the runs of an experiment share them."""
+    rng = random.Random(0)
+    return [f"{' '.join(rng.choices(WORDS, k=12))} {n}" for n in range(count)]
 
 
 def data_spec(config: Config, stress: Sequence[StressRow], on: Sequence[OnRow]) -> dict[str, Any]:

@@ -70,13 +70,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _canonical(text: str, kinds: tuple[tuple[str, str], ...]) -> list[list[Any]] | None:
     """The columns of a table in the order of ``kinds``; ``None`` unless every line is as the writer writes it."""
-    ended = text if text.endswith("\n") else text + "\n"
-    rows = _line(kinds).findall(ended)
-    # A match is one whole line and holds its newline only: as many matches as newlines leave nothing unmatched.
-    if len(rows) != ended.count("\n"):
+    pieces = _line(kinds).split(text if text.endswith("\n") else text + "\n")
+    width = 1 + len(kinds)  # what no line matches, then the values of the line that follows
+    if any(pieces[::width]):
         return None
-    written = dict(zip(sorted(name for name, _ in kinds), zip(*rows, strict=True), strict=True))
-    columns = [_column(written[name], kind) for name, kind in kinds]
+    names = sorted(name for name, _ in kinds)
+    columns = [_column(pieces[1 + names.index(name) :: width], kind) for name, kind in kinds]
     numbers = [column for column, (_, kind) in zip(columns, kinds, strict=True) if kind == "float"]
     return None if any(map(math.isinf, chain(*numbers))) else columns  # 1e999 is refused with its line
 
@@ -84,10 +83,10 @@ def _canonical(text: str, kinds: tuple[tuple[str, str], ...]) -> list[list[Any]]
 @cache
 def _line(kinds: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
     fields = ",".join(f'"{re.escape(name)}":{_PATTERNS[kind]}' for name, kind in sorted(kinds))
-    return re.compile(rf"^\{{{fields}\}}\n", re.MULTILINE)
+    return re.compile(rf"\{{{fields}\}}\n")
 
 
-def _column(values: tuple[str, ...], kind: str) -> list[Any]:
+def _column(values: list[str], kind: str) -> list[Any]:
     """The values that the texts of one field stand for, all of `_PATTERNS`."""
     if kind == "str":
         return [json.loads(f'"{value}"') if "\\" in value else value for value in values]
