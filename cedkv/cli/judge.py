@@ -58,7 +58,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord, Surroundings]]:
     """The runs that were asked for, each with what stands around it."""
-    from cedkv.tracking.reader import latest_run, list_runs, read_run
+    from cedkv.tracking.reader import latest_run, list_runs, read_run, read_runs
     from cedkv.train.publish import surroundings
 
     remember = not arguments.dry_run
@@ -70,8 +70,7 @@ def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord
                 f"experiment {experiment!r} has no runs; train one, or name another with --experiment"
             )
         around = surroundings(listed[0].experiment_id, uri, remember=remember)
-        for run in listed:
-            yield read_run(run.run_id, uri), around
+        yield from ((record, around) for record in read_runs(experiment, uri, view_all=False))
         return
     record = latest_run(experiment, uri) if arguments.latest else read_run(arguments.run_id, uri)
     around = surroundings(record.experiment_id, uri, remember=remember)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from cedkv import ledger
 from cedkv.core.hashing import content_hash
 from cedkv.core.verdict import Check, Group, Status
-from cedkv.tracking.record import OnRow, RunRecord, StressRow
+from cedkv.tracking.record import RunRecord
 
 STRESS_PATH = "phase3.eval.off_fixed_stress"
 _NOT_LOGGED = "not logged"
@@ -45,7 +47,7 @@ def on_evidence(record: RunRecord) -> tuple[Check, ...]:
         _content(
             "A",
             "on_eval_sha256",
-            _hash(record.on_table, _on_prompt),
+            _hash(record.on_table, ("id", "document", "prompt", "answer"), split="eval"),
             (lookup(record.data_spec, "on_eval.sha256"), record.tags.get(ledger.TAG_HASH_ON_EVAL)),
             len(record.on_table) if record.on_table is not None else None,
         ),
@@ -65,7 +67,7 @@ def stress_evidence(record: RunRecord) -> tuple[Check, ...]:
         _content(
             "B",
             "stress_sha256",
-            _hash(rows, _off_prompt),
+            _hash(rows, ("id", "prompt", "family")),
             (lookup(record.data_spec, "stress.sha256"), record.tags.get(ledger.TAG_HASH_STRESS)),
             len(rows) if rows is not None else None,
         ),
@@ -151,27 +153,22 @@ def _content(group: Group, name: str, found: str | None, logged: tuple[Any, Any]
     return Check(group, name, found, "=", _number_or_text(spec), n, _pass_if(same), reason)
 
 
-def _hash(rows: Iterable[Any] | None, prompt_of: Any) -> str | None:
+def _hash(rows: Iterable[Any] | None, fields: tuple[str, ...], **constant: str) -> str | None:
+    """Hash of what the data says of each prompt: these fields of its row, and what is the same for all."""
     if rows is None:
         return None
     try:
-        return content_hash(map(prompt_of, rows))
+        return _content_hash(tuple(map(attrgetter(*fields), rows)), fields, tuple(constant.items()))
     except ValueError:  # text that is not Unicode, e.g. a lone surrogate
         return None
 
 
-def _on_prompt(row: OnRow) -> dict[str, str]:
-    return {
-        "id": row.id,
-        "document": row.document,
-        "prompt": row.prompt,
-        "answer": row.answer,
-        "split": "eval",
-    }
-
-
-def _off_prompt(row: StressRow) -> dict[str, str]:
-    return {"id": row.id, "prompt": row.prompt, "family": row.family}
+# The runs of an experiment share their prompts, and comparing those with the last ones is faster than hashing again.
+@lru_cache(maxsize=8)
+def _content_hash(
+    prompts: tuple[tuple[str, ...], ...], fields: tuple[str, ...], constant: tuple[tuple[str, str], ...]
+) -> str:
+    return content_hash({**dict(zip(fields, prompt, strict=True)), **dict(constant)} for prompt in prompts)
 
 
 def _same(group: Group, name: str, value: str | None, wanted: str, rule: str) -> Check:

@@ -1,7 +1,8 @@
 """The log: written while a run lives, read back when it is judged. The only room that imports mlflow.
 
 ``record`` is the exception: plain dataclasses without mlflow, which the gates and the reports consume. Importing this
-package stays cheap; ``store``, ``writer`` and ``reader`` pull mlflow in (about two seconds).
+package stays cheap, and so does reading a local store (``reader``, ``fast_read``); ``writer``, and ``api_read`` for every
+other store, pull mlflow in (about two seconds).
 """
 
 from __future__ import annotations

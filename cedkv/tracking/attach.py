@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from cedkv.tracking.artifacts import Artifacts
+from cedkv.tracking.api_read import files_of
+from cedkv.tracking.artifacts import Files
 from cedkv.tracking.backend import Metric, MlflowClient, store_errors
 from cedkv.tracking.names import MAX_TAG, check_key, check_run_id, clip
 from cedkv.tracking.store import open_client, prepare_store, shown
@@ -15,7 +16,7 @@ def attach(run_id: str, uri: str, files: Mapping[str, str]) -> None:
     """Write each text of `files` (path in the run: content) to the run's artifacts, replacing what is there."""
     client = _client(uri)
     with store_errors(f"attaching to run {run_id} in {shown(uri)}"):
-        artifacts = Artifacts(client, client.get_run(run_id), uri)
+        artifacts = files_of(client, client.get_run(run_id), uri)
         for path, text in files.items():
             artifacts.write(path, text)
 
@@ -43,7 +44,7 @@ def write_back(
     client = _client(uri)
     with store_errors(f"writing the verdict on run {run_id} to {shown(uri)}"):
         run = client.get_run(run_id)
-        artifacts = Artifacts(client, run, uri)
+        artifacts = files_of(client, run, uri)
         wanted = {check_key(name, "tag"): clip(value, MAX_TAG) for name, value in tags.items()}
         changed = {name: value for name, value in wanted.items() if run.data.tags.get(name) != value}
         known, now = run.data.metrics, time.time_ns() // 1_000_000
@@ -70,7 +71,7 @@ def _client(uri: str) -> MlflowClient:
     return client
 
 
-def _holds(artifacts: Artifacts, path: str, text: str) -> bool:
+def _holds(artifacts: Files, path: str, text: str) -> bool:
     try:
         return artifacts.text(path) == text
     except ValueError:  # unreadable is as good as other

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
-from cedkv.tracking.artifacts import Artifacts
-from cedkv.tracking.backend import MlflowClient, MlflowException, Run, ViewType, store_errors
+from cedkv.tracking.artifacts import Files
+from cedkv.tracking.fast_read import open_database
 from cedkv.tracking.names import check_experiment, check_key, check_run_id
-from cedkv.tracking.record import OnRow, RunRecord, StressRow
-from cedkv.tracking.store import open_client, shown
+from cedkv.tracking.record import MetricPoint, OnRow, RunRecord, StressRow, Tag
+from cedkv.tracking.store import check_uri, database_path, is_sqlite, shown
 from cedkv.tracking.tables import parse_config, parse_list, parse_mapping, parse_rows
 
-RUNS_PER_PAGE: Final = 500
+if TYPE_CHECKING:
+    from cedkv.tracking.api_read import ApiStore
+
+Answer = TypeVar("Answer")
 
 _FIELDS: Final[dict[str, str]] = {
     ledger.CONFIG_RESOLVED: "config",
@@ -42,14 +50,6 @@ _TRACES: Final = (
 _log = logging.getLogger(__name__)
 
 
-class MetricPoint(NamedTuple):
-    """One logged value of a metric."""
-
-    step: int
-    value: float
-    timestamp_ms: int
-
-
 def read_run(run_id: str, uri: str) -> RunRecord:
     """The run ``run_id`` with its artifacts, deleted ones too.
 
@@ -57,11 +57,31 @@ def read_run(run_id: str, uri: str) -> RunRecord:
     line in ``problems``. Raises ``UserError`` for an id that is malformed or not in the store, or a missing store.
     """
     check_run_id(run_id)
-    client = open_client(uri)
-    with store_errors(f"reading run {run_id} from {shown(uri)}"):
-        run = _get_run(client, run_id, uri)
-    found, problems = _parse_all(Artifacts(client, run, uri), _PARSERS)
-    return _record(run, {_FIELDS[path]: content for path, content in found.items()}, problems)
+    with _Store(uri) as store:
+        return store.read(run_id)
+
+
+def read_runs(runs: str | Collection[str], uri: str, *, view_all: bool = True) -> Iterator[RunRecord]:
+    """Runs with their artifacts by start time, ties by id: read one by one as they are asked for, each as ``read_run``.
+
+    Args:
+        runs: the name of an experiment, or a collection of run ids.
+        uri: the store.
+        view_all: deleted runs of the experiment too. Runs named by their ids are read in any case.
+
+    What can be refused at once is: ``UserError`` from this call for a missing store or experiment, or an id that is
+    malformed or not in the store. The iterator raises it for a run that was erased since.
+    """
+    if isinstance(runs, str):
+        experiment = check_experiment(runs)
+        with _Store(uri) as store:
+            ids = store.ask(lambda source: source.ids(experiment, None, view_all=view_all))
+    else:
+        wanted = {check_run_id(run_id) for run_id in runs}
+        with _Store(uri) as store:
+            started = sorted((store.find(run_id)[0].start_time_ms, run_id) for run_id in wanted)
+        ids = [run_id for _, run_id in started]
+    return _read_each(ids, uri)
 
 
 def list_runs(
@@ -75,12 +95,10 @@ def list_runs(
         flagged: only runs whose tag of this name is ``"true"``.
         view_all: deleted runs too.
     """
-    filters = "" if flagged is None else f"tags.`{check_key(flagged, 'tag')}` = '{ledger.TRUE}'"
-    view = ViewType.ALL if view_all else ViewType.ACTIVE_ONLY
-    client = open_client(uri)
-    with store_errors(f"listing the runs of {experiment!r} in {shown(uri)}"):
-        runs = list(_search(client, _experiment_id(client, experiment, uri), filters, view))
-    return [_record(run) for run in sorted(runs, key=lambda run: (run.info.start_time or 0, run.info.run_id))]
+    check_experiment(experiment)
+    tag = None if flagged is None else (check_key(flagged, "tag"), ledger.TRUE)
+    with _Store(uri) as store:
+        return store.ask(lambda source: source.records(experiment, tag, view_all=view_all))
 
 
 def latest_run(experiment: str, uri: str, phase: str | int | None = None) -> RunRecord:
@@ -88,28 +106,24 @@ def latest_run(experiment: str, uri: str, phase: str | int | None = None) -> Run
 
     ``phase`` (``"2"`` or ``"3"``) restricts it to runs of that phase. ``UserError`` when there is none.
     """
-    filters = "" if phase is None else f"tags.`{ledger.TAG_PHASE}` = '{int(phase)}'"
-    client = open_client(uri)
-    with store_errors(f"looking for the latest run of {experiment!r} in {shown(uri)}"):
-        found = next(
-            _search(client, _experiment_id(client, experiment, uri), filters, ViewType.ACTIVE_ONLY), None
-        )
-    if found is None:
-        kind = "run" if phase is None else f"run of phase {phase}"
-        raise UserError(
-            f"experiment {experiment!r} in {shown(uri)} has no {kind}; train one, or name a run by its id"
-        )
-    return read_run(found.info.run_id, uri)
+    check_experiment(experiment)
+    tag = None if phase is None else (ledger.TAG_PHASE, str(int(phase)))
+    with _Store(uri) as store:
+        found = store.ask(lambda source: source.latest(experiment, tag))
+        if not found:
+            kind = "run" if phase is None else f"run of phase {phase}"
+            raise UserError(
+                f"experiment {experiment!r} in {shown(uri)} has no {kind}; train one, or name a run by its id"
+            )
+        return store.read(found[0])
 
 
 def metric_history(run_id: str, names: Iterable[str], uri: str) -> dict[str, tuple[MetricPoint, ...]]:
     """Every logged value of the metrics ``names``, by step; an empty tuple for one that was never logged."""
     check_run_id(run_id)
     checked = [check_key(name) for name in names]
-    client = open_client(uri)
-    with store_errors(f"reading metrics of run {run_id} from {shown(uri)}"):
-        _get_run(client, run_id, uri)
-        return {name: _history(client, run_id, name) for name in checked}
+    with _Store(uri) as store:
+        return store.ask(lambda source: source.history(run_id, checked))
 
 
 def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
@@ -119,10 +133,9 @@ def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
     one chart is better than none. Raises ``UserError`` as ``read_run`` does.
     """
     check_run_id(run_id)
-    client = open_client(uri)
-    with store_errors(f"reading the traces of run {run_id} from {shown(uri)}"):
-        run = _get_run(client, run_id, uri)
-    found, problems = _parse_all(Artifacts(client, run, uri), dict.fromkeys(_TRACES, parse_list))
+    with _Store(uri) as store:
+        _, files = store.find(run_id)
+        found, problems = _parse_all(files, dict.fromkeys(_TRACES, parse_list))
     for problem in problems:
         _log.warning("run %s: %s", run_id, problem)
     return found
@@ -134,9 +147,8 @@ def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Pat
     Raises ``UserError`` for one that the run does not hold, and as ``read_run`` does.
     """
     check_run_id(run_id)
-    client = open_client(uri)
-    with store_errors(f"reading artifacts of run {run_id} from {shown(uri)}"):
-        files = Artifacts(client, _get_run(client, run_id, uri), uri)
+    with _Store(uri) as store:
+        _, files = store.find(run_id)
         found = {path: files.copy(path, folder) for path in paths}
     missing = [path for path, copied in found.items() if copied is None]
     if missing:
@@ -144,65 +156,69 @@ def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Pat
     return [copied for copied in found.values() if copied is not None]
 
 
-def _history(client: MlflowClient, run_id: str, name: str) -> tuple[MetricPoint, ...]:
-    points = (MetricPoint(m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, name))
-    return tuple(sorted(points, key=lambda point: (point.step, point.timestamp_ms)))
+class _Source(Protocol):
+    """What a store can be asked. ``None`` where this way of reading does not know."""
+
+    def ids(self, experiment: str, tag: Tag | None, *, view_all: bool) -> list[str] | None: ...
+    def records(self, experiment: str, tag: Tag | None, *, view_all: bool) -> list[RunRecord] | None: ...
+    def latest(self, experiment: str, tag: Tag | None) -> list[str] | None: ...
+    def run(self, run_id: str) -> tuple[RunRecord, Files] | None: ...
+    def history(self, run_id: str, names: Iterable[str]) -> dict[str, tuple[MetricPoint, ...]] | None: ...
 
 
-def _get_run(client: MlflowClient, run_id: str, uri: str) -> Run:
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise UserError(
-            f"run {run_id} is not in {shown(uri)}; give the id of a logged run, or point tracking.uri or "
-            "MLFLOW_TRACKING_URI at the store that holds it"
-        ) from None
+class _Store:
+    """The store at ``uri``: its database file where that is known, and MLflow's client for everything else."""
+
+    def __init__(self, uri: str) -> None:
+        check_uri(uri)
+        self._uri = uri
+        self._database = open_database(database_path(uri)) if is_sqlite(uri) else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._database is not None:
+            self._database.close()
+
+    @cached_property
+    def _api(self) -> ApiStore:
+        from cedkv.tracking.api_read import ApiStore  # imports mlflow, which takes seconds
+
+        return ApiStore(self._uri)
+
+    def ask(self, question: Callable[[_Source], Answer | None]) -> Answer:
+        """The answer to ``question``; ``UserError`` when there is none."""
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                answer = question(self._database)
+                if answer is not None:
+                    return answer
+        answer = question(self._api)
+        assert answer is not None, "MLflow's client answers or refuses"
+        return answer
+
+    def find(self, run_id: str) -> tuple[RunRecord, Files]:
+        """The run without its artifacts, and the way to these."""
+        return self.ask(lambda source: source.run(run_id))
+
+    def read(self, run_id: str) -> RunRecord:
+        """The run with its artifacts."""
+        record, files = self.find(run_id)
+        found, problems = _parse_all(files, _PARSERS)
+        artifacts = {_FIELDS[path]: content for path, content in found.items()}
+        return dataclasses.replace(record, problems=tuple(problems), **artifacts)
 
 
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    experiment = client.get_experiment_by_name(check_experiment(name))
-    if experiment is None:
-        known = ", ".join(repr(found.name) for found in client.search_experiments(max_results=10))
-        raise UserError(f"experiment {name!r} is not in {shown(uri)}, which has {known}; name one of these")
-    return experiment.experiment_id
+def _read_each(ids: Iterable[str], uri: str) -> Iterator[RunRecord]:
+    with _Store(uri) as store:
+        for run_id in ids:
+            yield store.read(run_id)
 
 
-def _search(client: MlflowClient, experiment_id: str, filters: str, view: int) -> Iterator[Run]:
-    """Runs, the latest first, page by page."""
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment_id], filters, view, RUNS_PER_PAGE, ["attributes.start_time DESC"], page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _record(run: Run, artifacts: dict[str, Any] | None = None, problems: Iterable[str] = ()) -> RunRecord:
-    info = run.info
-    return RunRecord(
-        run_id=info.run_id,
-        experiment_id=info.experiment_id,
-        name=info.run_name or "",
-        status=info.status,
-        lifecycle=info.lifecycle_stage,
-        start_time_ms=info.start_time or 0,
-        end_time_ms=info.end_time,
-        tags=dict(run.data.tags),
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        problems=tuple(problems),
-        **(artifacts or {}),
-    )
-
-
-def _parse_all(
-    files: Artifacts, wanted: Mapping[str, Callable[[str], Any]]
-) -> tuple[dict[str, Any], list[str]]:
+def _parse_all(files: Files, wanted: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], list[str]]:
     """The artifacts among ``wanted`` that are there and parse, by path; a line for each that is there and does not."""
     found: dict[str, Any] = {}
     problems = []

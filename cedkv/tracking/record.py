@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+Tag = tuple[str, str]
+"""Name and value of a run's tag."""
+
+
+class MetricPoint(NamedTuple):
+    """One logged value of a metric."""
+
+    step: int
+    value: float
+    timestamp_ms: int
 
 
 @dataclass(frozen=True, slots=True)

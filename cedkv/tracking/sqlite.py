@@ -243,6 +243,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that can write nothing and opens no transaction by itself."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,  # runs read one by one may be asked for by one thread after another
+    )
+
+
 def _local(uri: str) -> Path | None:
     """The path of a recorded artifact place: MLflow writes plain paths and ``file:`` URIs; ``None`` for the rest."""
     if uri.startswith("/"):

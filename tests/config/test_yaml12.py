@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cedkv.config import yaml12
+from cedkv.config import dump_yaml, load_config, yaml12
 from cedkv.core.errors import UserError
 
 SCALARS = (
@@ -131,6 +134,56 @@ def test_what_is_dumped_is_read_back(value: object) -> None:
 @example({"\x85": "a\u2028b\u2029"})
 def test_a_yaml_1_1_reader_gets_the_same_values(value: dict[str, object]) -> None:
     assert yaml.safe_load(yaml12.dump(value)) == value
+
+
+# Lines of the plain block style, and lines that are nearly one.
+HEADS = ["a: ", "b: ", "on: ", "'on': ", "null: ", "y1:", "a:", "- "]
+WORDS = ["", "x", "x y", "off", "~", "null", "true", "1", "017", "0o17", "0x1F", "-1", "1e-3", ".5", "-.inf", "a.b/c-d", "'x y'", "''", "'1'", "...", "2024-01-01", "1_000"]  # fmt: skip
+ODD_HEADS = ["-", "", "1: ", "<<: ", "'': ", "true: ", "? "]
+ODD_WORDS = ["'a''b'", '"x"', "---", "- x", "a: 1", "a:", "!!str x", "&a x", "*a", "[x]", "x #y", "x: y", "x\ty", "x ", "é", "|", ">", "%x", "@x", "=", "-", "- - x", "9" * 5000]  # fmt: skip
+INDENTS = ["", "  ", "    "]
+PLAIN_LINES = st.builds("{}{}{}\n".format, *map(st.sampled_from, (INDENTS, HEADS, WORDS)))
+ODD_LINES = st.builds(
+    "{}{}{}\n".format,
+    *map(st.sampled_from, ([*INDENTS, "   ", " " * 42], HEADS + ODD_HEADS, WORDS + ODD_WORDS)),
+)
+
+
+def _outcome(parse: Callable[[str, str], Any], text: str) -> str:
+    try:
+        return repr(parse(text, "here"))
+    except UserError as error:
+        return f"refused: {error}"
+
+
+@settings(max_examples=1000)
+@given(
+    st.lists(PLAIN_LINES | ODD_LINES, max_size=4).map("".join)
+    | st.lists(PLAIN_LINES, max_size=6).map("".join)
+)
+def test_the_fast_way_of_plain_text_gives_what_the_full_parser_gives(text: str) -> None:
+    assert _outcome(yaml12.parse, text) == _outcome(yaml12._parse_any, text)
+
+
+def test_any_two_plain_lines_are_read_or_refused_alike() -> None:
+    lines = [indent + head + word for indent in INDENTS for head in HEADS for word in ("", "x", "'1'", "-1")]
+    for first, second in product(lines, lines):
+        text = f"{first}\n{second}\n"
+        assert _outcome(yaml12.parse, text) == _outcome(yaml12._parse_any, text), text
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,4}", fullmatch=True), VALUES, max_size=4))
+def test_what_is_dumped_is_read_alike_both_ways(value: object) -> None:
+    text = yaml12.dump(value)
+    assert _outcome(yaml12.parse, text) == _outcome(yaml12._parse_any, text)
+
+
+@pytest.mark.parametrize("name", ["base", "mid", "smoke"])
+def test_a_resolved_configuration_takes_the_fast_way(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml", [], phase=3, env={})
+    text = dump_yaml(config)
+    assert yaml12._PLAIN.fullmatch(text)
+    assert yaml12.parse(text, "here") == yaml12._parse_any(text, "here")
 
 
 def test_a_file_that_cannot_be_a_configuration(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
-from cedkv.tracking import reader
-from cedkv.tracking.reader import latest_run, list_runs, metric_history, read_run, read_traces
+from cedkv.tracking import api_read, fast_read
+from cedkv.tracking.reader import latest_run, list_runs, metric_history, read_run, read_runs, read_traces
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.tracking.sqlite import local_artifacts
 from cedkv.tracking.store import database_path, open_client
@@ -141,14 +141,39 @@ def test_listing_counts_flagged_runs_failed_and_deleted_ones_too(store_uri: str)
     assert latest_run("exp", store_uri).run_id == ids[3]
 
 
-def test_listing_goes_past_the_first_page(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "RUNS_PER_PAGE", 7)
+@pytest.mark.parametrize("view_all", [True, False])
+def test_listing_goes_past_the_first_page(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, view_all: bool
+) -> None:
+    monkeypatch.setattr(fast_read, "SCHEMA", "that of another version")  # all is asked of MLflow
+    monkeypatch.setattr(api_read, "RUNS_PER_PAGE", 7)
     client = open_client(store_uri)
     experiment = client.create_experiment("many")
     made = [client.create_run(experiment, start_time=1000 + n // 3).info.run_id for n in range(17)]
-    listed = list_runs("many", store_uri)
-    assert {run.run_id for run in listed} == set(made)
-    assert [run.start_time_ms for run in listed] == [1000 + n // 3 for n in range(17)]
+    for run_id in made[2:15:4]:
+        client.delete_run(run_id)
+    expected = sorted((1000 + n // 3, made[n]) for n in range(17) if view_all or n not in range(2, 15, 4))
+    listed = list_runs("many", store_uri, view_all=view_all)
+    assert [(run.start_time_ms, run.run_id) for run in listed] == expected
+    read = read_runs("many", store_uri, view_all=view_all)
+    assert [(run.start_time_ms, run.run_id) for run in read] == expected
+
+
+def test_a_run_that_starts_while_pages_are_turned_is_not_listed_twice(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_read, "RUNS_PER_PAGE", 2)
+    store = api_read.ApiStore(store_uri)
+    client = open_client(store_uri)
+    experiment = client.create_experiment("busy")
+    made = [client.create_run(experiment, start_time=1000 + n).info.run_id for n in range(5)]
+    turned = store._listed("busy", None, view_all=False)
+    seen = [next(turned).info.run_id for _ in range(2)]
+    client.create_run(experiment, start_time=2000)
+    client.delete_run(made[0])
+    seen += [run.info.run_id for run in turned]
+    assert seen[:5] == made
+    assert len(seen) == 6
 
 
 def test_the_latest_run_of_a_phase(store_uri: str) -> None:

@@ -15,11 +15,13 @@ import pytest
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
+from cedkv.tracking import api_read
 from cedkv.tracking.attach import write_back
 from cedkv.tracking.backend import TrackingError
+from cedkv.tracking.encode import encode_lines
 from cedkv.tracking.ledgers import enter_explored, read_ledgers
-from cedkv.tracking.reader import MetricPoint, fetch, list_runs, metric_history, read_run
-from cedkv.tracking.record import RunRecord
+from cedkv.tracking.reader import fetch, latest_run, list_runs, metric_history, read_run, read_runs
+from cedkv.tracking.record import MetricPoint, RunRecord
 from cedkv.tracking.store import open_client
 from cedkv.tracking.writer import RunWriter
 
@@ -85,6 +87,39 @@ def test_a_run_reads_the_same_from_a_server_and_from_a_database(
     assert [(p.step, p.value) for p in histories[0]["nonfinite/kl"]] == [(7, 1.0)]
     stored = open_client(server_uri).get_run(served.run_id).info.artifact_uri
     assert stored.startswith("mlflow-artifacts:"), "the server keeps the artifacts, nothing is written here"
+
+
+def test_many_runs_are_read_page_by_page_from_a_server(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch, stress_row: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(api_read, "RUNS_PER_PAGE", 3)
+    client = open_client(server_uri)
+    experiment = client.create_experiment("paged")
+    made = []
+    for number in range(8):
+        run_id = client.create_run(experiment, start_time=1000 + number // 2).info.run_id
+        client.log_metric(run_id, "n", number)
+        rows = [stress_row | {"id": f"s{number}"}]
+        client.log_text(run_id, encode_lines(rows)[0], ledger.TABLE_STRESS)
+        client.set_terminated(run_id, "FAILED" if number == 1 else "FINISHED")
+        made.append((1000 + number // 2, run_id, number))
+    client.delete_run(made[4][1])
+    runs = list(read_runs("paged", server_uri))
+    found = [(run.start_time_ms, run.run_id, run.metrics["n"]) for run in runs]
+    assert found == sorted(made)
+    for run in runs:
+        assert run.stress_table is not None
+        assert [row.id for row in run.stress_table] == [f"s{run.metrics['n']:.0f}"]
+    assert sorted(run.status for run in runs) == ["FAILED"] + ["FINISHED"] * 7
+    assert [run.run_id for run in runs if run.lifecycle == "deleted"] == [made[4][1]]
+    assert [run.run_id for run in list_runs("paged", server_uri)] == [run.run_id for run in runs]
+    active = [run.run_id for run in runs if run.lifecycle == "active"]
+    assert [run.run_id for run in read_runs("paged", server_uri, view_all=False)] == active
+    chosen = [made[7][1], made[4][1], made[7][1]]
+    assert [run.run_id for run in read_runs(chosen, server_uri)] == [made[4][1], made[7][1]]
+    assert latest_run("paged", server_uri).run_id == min(run_id for start, run_id, _ in made if start == 1003)
+    with pytest.raises(UserError, match="'absent' is not in"):
+        read_runs("absent", server_uri)
 
 
 def _values(points: tuple[MetricPoint, ...]) -> list[float]:

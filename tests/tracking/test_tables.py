@@ -3,19 +3,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cedkv.core.hashing import content_hash
+from cedkv.tracking import tables
 from cedkv.tracking.encode import encode_json, encode_lines
 from cedkv.tracking.record import OnRow, StressRow
 from cedkv.tracking.tables import parse_config, parse_mapping, parse_rows
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 STRESS_ROWS = st.builds(StressRow, *[st.text()] * 3, FINITE, st.text(), FINITE, *[st.text()] * 3)
+ON_ROWS = st.builds(
+    OnRow,
+    *[st.text()] * 4,
+    st.integers(-(10**18) + 1, 10**18 - 1),
+    *[st.booleans()] * 3,
+    *[st.one_of(FINITE, st.just(math.nan))] * 6,
+)
 
 
 @given(st.lists(STRESS_ROWS, max_size=5))
@@ -43,6 +52,135 @@ def test_a_number_that_is_not_finite_is_null_in_the_file_counted_and_nan_when_re
     assert math.isnan(row.typical)
 
 
+# ------------------------------------------------------------------ the two ways to read a table give the same rows
+def _outcome(read: Callable[[], tuple[OnRow, ...]]) -> str:
+    """What reading gives, or how it refuses; as text, in which NaN equals NaN and 1 is not 1.0 or True."""
+    try:
+        return repr(read())
+    except ValueError as error:
+        return f"refused: {error}"
+
+
+def _both_ways(text: str) -> tuple[str, str]:
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(OnRow)}
+    return _outcome(lambda: parse_rows(text, OnRow)), _outcome(lambda: tables._strict(text, OnRow, kinds))
+
+
+def _is_canonical(text: str, row_type: type) -> bool:
+    kinds = tuple((field.name, str(field.type)) for field in dataclasses.fields(row_type))
+    return tables._canonical(text, kinds) is not None
+
+
+@given(st.lists(ON_ROWS, min_size=1, max_size=4))
+def test_what_the_writer_writes_takes_the_fast_way(rows: list[OnRow]) -> None:
+    text, _ = encode_lines(dataclasses.asdict(row) for row in rows)
+    assert _is_canonical(text, OnRow)
+    fast, strict = _both_ways(text)
+    assert fast == strict == repr(tuple(rows))
+
+
+# Values as text: of every kind of field, of none, and such as only Python's own reader takes.
+VALUES = st.sampled_from(
+    [
+        *("null", "true", "false", "True", "0", "1", "-0", "7", "007", "+7", "1_0", "-", ""),
+        *("1.5", "1.", ".5", "1e3", "1E+03", "1e", "-0.0", "1e999", "-1e999", "1e-999", "1e308", "17.0"),
+        *("9" * 18, "9" * 19, "9" * 320, "9" * 5000, "٣", "NaN", "Infinity", "-Infinity", "nan", "inf"),
+        *(
+            '""',
+            '"x"',
+            '"a\\\\b"',
+            '"a\\"b"',
+            '"\\/"',
+            '"\\u00e9"',
+            '"\\ud83d\\ude00"',
+            '"\\ud800"',
+            '"\\u12"',
+            '"\\x41"',
+        ),
+        *(
+            '"\t"',
+            '"a\u2028b"',
+            '"\x7f"',
+            '"\ud800"',
+            '"}\\n{"',
+            "'x'",
+            '"',
+            '"\\',
+            "[]",
+            "{}",
+            '{"id":"x"}',
+            "[1]",
+        ),
+    ]
+)
+PIECES = [*' \t\n\r\f,:{}[]"\\/.eE+-0189nulltruefalse\x00\x1f\x85\u2028\ufeff', "NaN", "},{", "}\n{", "\n\n"]
+
+
+@st.composite
+def damaged_tables(draw: st.DrawFn) -> str:
+    """Two written lines, then a few changes: of a value, of the fields and their order, of any characters."""
+    rows = draw(st.lists(ON_ROWS, min_size=2, max_size=2))
+    lines = encode_lines(dataclasses.asdict(row) for row in rows)[0].removesuffix("\n").split("\n")
+    fields = [
+        f"{json.dumps(name)}:{json.dumps(value)}" for name, value in sorted(json.loads(lines[1]).items())
+    ]
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(fields) - 1))
+        name = fields[place].partition(":")[0]
+        fields[place : place + 1] = draw(
+            st.sampled_from(
+                [[f"{name}:{draw(VALUES)}"], [], [fields[place]] * 2, ['"extra":1', fields[place]]]
+            )
+        ) or ["" if len(fields) == 1 else fields[place - 1]]
+    fields = draw(st.sampled_from([fields, fields, fields[::-1]]))
+    text = (
+        lines[0] + "\n{" + ",".join(fields) + "}" + draw(st.sampled_from(["\n", "", "\n\n", " \n", "\r\n"]))
+    )
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(text)))
+        text = text[:start] + draw(st.sampled_from([*PIECES, ""])) + text[start + draw(st.integers(0, 2)) :]
+    return text
+
+
+@settings(max_examples=600)
+@given(damaged_tables())
+def test_every_line_written_or_damaged_is_read_or_refused_alike(text: str) -> None:
+    fast, strict = _both_ways(text)
+    assert fast == strict
+
+
+def test_any_piece_at_any_place_of_a_table_is_read_or_refused_alike() -> None:
+    row = dataclasses.asdict(OnRow("o", "", 'a"b', "\\", -3, *[True] * 3, -0.5, 1e-9, math.nan, *[0.0] * 3))
+    text, _ = encode_lines([row, row])
+    for place in range(len(text) + 1):
+        for piece in ["", *PIECES]:
+            fast, strict = _both_ways(text[:place] + piece + text[place + (not piece) :])
+            assert fast == strict, (place, piece)
+
+
+@pytest.mark.parametrize("kind", ["str", "int", "float", "bool"])
+@given(value=VALUES)
+def test_every_value_in_every_kind_of_field_is_read_or_refused_alike(kind: str, value: str) -> None:
+    field = next(field.name for field in dataclasses.fields(OnRow) if field.type == kind)
+    row = dataclasses.asdict(OnRow("o", "d", "p", "a", 1, *[True] * 3, *[0.5] * 6))
+    line = ",".join(f'"{name}":{value if name == field else json.dumps(row[name])}' for name in sorted(row))
+    fast, strict = _both_ways(f"{{{line}}}\n")
+    assert fast == strict
+
+
+def test_a_table_of_full_size_is_read_the_fast_way_only_when_every_line_is(
+    stress_row: dict[str, Any],
+) -> None:
+    lines = encode_lines(stress_row | {"id": f"s{n}"} for n in range(2048))[0].split("\n")
+    assert _is_canonical("\n".join(lines), StressRow)
+    lines[2000] = lines[2000].replace(":", ": ", 1)
+    assert not _is_canonical("\n".join(lines), StressRow)
+    assert len(parse_rows("\n".join(lines), StressRow)) == 2048
+    lines[1000] = lines[1000].replace('"id"', '"id":"s7","id"', 1)
+    with pytest.raises(ValueError, match="line 1001: a key occurs twice"):
+        parse_rows("\n".join(lines), StressRow)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -54,6 +192,7 @@ def test_a_number_that_is_not_finite_is_null_in_the_file_counted_and_nan_when_re
         ({"base_logp": True}, "base_logp: bool True is not float"),
         ({"id": 7}, "id: int 7 is not str"),
         ({"extra": 1}, r"unknown \['extra'\]"),
+        ({"base_logp": 10**400}, "base_logp: int 10{59} is not a finite number"),
     ],
 )
 def test_a_row_of_another_shape_is_refused_with_its_line(

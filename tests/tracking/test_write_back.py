@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cedkv.core.errors import UserError
-from cedkv.tracking.artifacts import Artifacts
+from cedkv.tracking.api_read import files_of
 from cedkv.tracking.attach import write_back
 from cedkv.tracking.reader import metric_history, read_run
 from cedkv.tracking.store import open_client
@@ -42,7 +42,7 @@ def test_everything_is_there_beside_what_was(store_uri: str, run_id: str) -> Non
     assert run.metrics == {"on_gain": 0.5, "gate/a": 1.0}
     assert run.status == "FINISHED"
     client = open_client(store_uri)
-    assert Artifacts(client, client.get_run(run_id), store_uri).text("gate_report.md") == "**PASS**\n"
+    assert files_of(client, client.get_run(run_id), store_uri).text("gate_report.md") == "**PASS**\n"
 
 
 def test_the_same_again_changes_nothing(store_uri: str, run_id: str) -> None:
