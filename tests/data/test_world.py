@@ -245,7 +245,7 @@ def test_skills_state_their_answers():
         ),
         ("phase3.eval.off_fixed_stress.size=10000000", "phase3.eval.off_fixed_stress.size is 10000000"),
         ("phase3.eval.off_sealed.size=100000000", "phase3.eval.off_sealed.size is 100000000"),
-        ("data.on_train_prompts_per_fact=181", "there are 180 phrasings of a question: lower it"),
+        ("data.on_train_prompts_per_fact=235", "there are 234 phrasings of a question: lower it"),
     ],
 )
 def test_more_than_the_world_has_is_refused_at_once_and_by_the_key(override, says):

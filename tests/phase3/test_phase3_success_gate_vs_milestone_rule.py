@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cedkv.core.verdict import MilestoneStatus, Status
+from cedkv.core.verdict import MilestoneStatus, Status, Verdict
 from cedkv.release.exit_codes import exit_code
 from cedkv.release.gates import judge
 from cedkv.release.milestone import find_baseline, judge_milestone
@@ -57,15 +57,15 @@ def test_gates_and_milestone_are_independent(runs, baseline, p99, student, verdi
 
 def test_both_verdicts_are_recorded_side_by_side_in_every_format(runs, baseline):
     run = runs.run("mine", deltas=[0.2] * 400, tags=FLAG)
-    report, result = judge(run), judge_milestone(run, [run], baseline)
-    content = json.loads(text.to_json(report, result))
+    verdict = Verdict(judge(run), judge_milestone(run, [run], baseline))
+    content = json.loads(text.to_json(verdict))
     assert (content["gate_a"], content["gate_b"], content["status"]) == ("pass", "fail", "fail")
     assert (content["milestone"]["status"], content["milestone"]["baseline_run_id"]) == ("pass", "baseline")
-    suite = ET.fromstring(text.to_junit(report, result)).find("testsuite")  # noqa: S314 - our own
+    suite = ET.fromstring(text.to_junit([verdict])).find("testsuite")  # noqa: S314 - our own
     assert suite.get("failures") == "1"
     properties = {item.get("name"): item.get("value") for item in suite.iter("property")}
     assert (properties["gate_b"], properties["milestone"]) == ("fail", "pass")
-    for page in (text.to_table(report, result), text.to_markdown(report, result)):
+    for page in (text.to_table(verdict), text.to_markdown(verdict)):
         assert "explore milestone  pass (flagged run 1 of at most 5)" in page
 
 
