@@ -9,6 +9,7 @@ an experiment, all runs have the same prompts and their own measurements.
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import shutil
 import sqlite3
@@ -77,7 +78,8 @@ class Scale:
 class Times:
     """What listing an experiment and judging ``runs`` of its runs took, in seconds: of the clock, then of the processor.
 
-    ``reading``, ``parsing`` and ``judging`` are the parts of ``processor``, measured in a pass of their own.
+    ``reading``, ``parsing`` and ``judging`` are the parts of ``processor``, measured in a pass of their own, in which
+    freeing the memory of a run counts to none of them.
     """
 
     runs: int
@@ -286,8 +288,11 @@ def measure(scale: Scale, sample: int, folder: Path) -> Iterator[str]:
     )
     database = fast_read.open_database(database_path(uri))
     assert database is not None, "the store was made by the MLflow that is installed"
+    # Making the store took MLflow, whose 250,000 objects no process that reads the file alone has to collect.
+    gc.freeze()
     with closing(database):
         direct = time_verdicts(uri, scale.runs, database)
+    gc.unfreeze()
     with patch.object(fast_read, "SCHEMA", "none, so that everything is asked of MLflow"):
         through_api = time_verdicts(uri, sample, ApiStore(uri))
     assert through_api.verdicts == direct.verdicts[:sample], "both ways give the same verdicts"

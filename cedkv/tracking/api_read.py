@@ -63,6 +63,12 @@ class ApiStore:
             self._get_run(run_id)
             return {name: self._points(run_id, name) for name in names}
 
+    def experiment(self, experiment_id: str) -> tuple[str, dict[str, str]]:
+        """Name and tags of an experiment."""
+        with store_errors(f"reading experiment {experiment_id} from {shown(self._uri)}"):
+            found = self._client.get_experiment(experiment_id)
+        return found.name, dict(found.tags)
+
     def _points(self, run_id: str, name: str) -> tuple[MetricPoint, ...]:
         logged = self._client.get_metric_history(run_id, name)
         points = (MetricPoint(metric.step, metric.value, metric.timestamp) for metric in logged)

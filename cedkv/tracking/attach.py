@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from cedkv.tracking.api_read import files_of
 from cedkv.tracking.artifacts import Files
-from cedkv.tracking.backend import Metric, MlflowClient, store_errors
-from cedkv.tracking.names import MAX_TAG, check_key, check_run_id, clip
+from cedkv.tracking.names import MAX_TAG, check_key, clip
+from cedkv.tracking.reader import find_run
 from cedkv.tracking.store import open_client, prepare_store, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def attach(run_id: str, uri: str, files: Mapping[str, str]) -> None:
     """Write each text of `files` (path in the run: content) to the run's artifacts, replacing what is there."""
-    client = _client(uri)
+    from cedkv.tracking.backend import store_errors
+
     with store_errors(f"attaching to run {run_id} in {shown(uri)}"):
-        artifacts = files_of(client, client.get_run(run_id), uri)
+        _, artifacts = find_run(run_id, uri)
         for path, text in files.items():
             artifacts.write(path, text)
 
@@ -40,28 +44,26 @@ def write_back(
     Raises:
         UserError: the run is not there or was deleted, or the store refuses.
     """
-    check_run_id(run_id)
+    run, artifacts = find_run(run_id, uri)
+    wanted = {check_key(name, "tag"): clip(value, MAX_TAG) for name, value in tags.items()}
+    changed = {name: value for name, value in wanted.items() if run.tags.get(name) != value}
+    moved = {check_key(name): value for name, value in metrics.items() if run.metrics.get(name) != value}
+    new = {path: text for path, text in files.items() if not _holds(artifacts, path, text)}
+    if not (changed or moved or new):
+        return False
+    from cedkv.tracking.backend import Metric, store_errors  # imports mlflow, which takes seconds
+
+    now, end = time.time_ns() // 1_000_000, run.end_time_ms or 0
     client = _client(uri)
     with store_errors(f"writing the verdict on run {run_id} to {shown(uri)}"):
-        run = client.get_run(run_id)
-        artifacts = files_of(client, run, uri)
-        wanted = {check_key(name, "tag"): clip(value, MAX_TAG) for name, value in tags.items()}
-        changed = {name: value for name, value in wanted.items() if run.data.tags.get(name) != value}
-        known, now = run.data.metrics, time.time_ns() // 1_000_000
-        moved = [
-            # MLflow shows the latest of a metric's values: one that corrects another has to be later.
-            Metric(check_key(name), value, now if name in known else run.info.end_time or 0, 0)
-            for name, value in metrics.items()
-            if known.get(name) != value
-        ]
-        new = {path: text for path, text in files.items() if not _holds(artifacts, path, text)}
-        for path, text in new.items():
-            artifacts.write(path, text)
         for name, value in changed.items():
             client.set_tag(run_id, name, value)
         if moved:
-            client.log_batch(run_id, metrics=moved)
-    return bool(changed or moved or new)
+            # MLflow shows the latest of a metric's values: one that corrects another has to be later.
+            points = [Metric(name, x, now if name in run.metrics else end, 0) for name, x in moved.items()]
+            client.log_batch(run_id, metrics=points)
+    attach(run_id, uri, new)
+    return True
 
 
 def _client(uri: str) -> MlflowClient:

@@ -104,6 +104,15 @@ class Database:
                 return None
             return {name: tuple(self._points(run_id, name)) for name in names}
 
+    def experiment(self, experiment_id: str) -> tuple[str, dict[str, str]] | None:
+        """Name and tags of an experiment."""
+        with self._snapshot():
+            named = self._db.execute(
+                "SELECT name FROM experiments WHERE experiment_id = ?", (experiment_id,)
+            ).fetchone()
+            tags = "SELECT key, value FROM experiment_tags WHERE experiment_id = ?"
+            return None if named is None else (named[0], dict(self._db.execute(tags, (experiment_id,))))
+
     def _ids(self, experiment: str, tag: Tag | None, *, view_all: bool) -> list[str] | None:
         listed = self._listed(experiment, tag, view_all=view_all)
         return None if listed is None else [run_id for _, run_id in sorted(listed)]

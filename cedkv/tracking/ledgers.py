@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cedkv import ledger
-from cedkv.tracking.backend import store_errors
 from cedkv.tracking.names import check_run_id
+from cedkv.tracking.reader import read_experiment
 from cedkv.tracking.store import open_client, shown
 
 
@@ -27,12 +27,10 @@ class Ledgers:
 
 def read_ledgers(experiment_id: str, uri: str) -> Ledgers:
     """Both ledgers of an experiment. An entry that cannot be read still counts: as one that came first."""
-    client = open_client(uri)
-    with store_errors(f"reading the ledgers of experiment {experiment_id} in {shown(uri)}"):
-        found = client.get_experiment(experiment_id)
-    explored = {key: _milliseconds(value) for key, value in _under(ledger.EXPLORED_PREFIX, found.tags)}
-    certified = {key: _mapping(value) for key, value in _under(ledger.CERTIFIED_PREFIX, found.tags)}
-    return Ledgers(found.name, explored, certified)
+    name, tags = read_experiment(experiment_id, uri)
+    explored = {key: _milliseconds(value) for key, value in _under(ledger.EXPLORED_PREFIX, tags)}
+    certified = {key: _mapping(value) for key, value in _under(ledger.CERTIFIED_PREFIX, tags)}
+    return Ledgers(name, explored, certified)
 
 
 def enter_explored(experiment_id: str, run_id: str, start_ms: int, uri: str) -> None:
@@ -47,6 +45,8 @@ def enter_certified(experiment_id: str, attempt_id: str, entry: dict[str, Any], 
 
 
 def _enter(experiment_id: str, name: str, value: str, uri: str) -> None:
+    from cedkv.tracking.backend import store_errors  # imports mlflow, which takes seconds
+
     client = open_client(uri)
     with store_errors(f"writing {name} of experiment {experiment_id} in {shown(uri)}"):
         client.set_experiment_tag(experiment_id, name, value)

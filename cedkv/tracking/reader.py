@@ -146,14 +146,25 @@ def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Pat
 
     Raises ``UserError`` for one that the run does not hold, and as ``read_run`` does.
     """
-    check_run_id(run_id)
-    with _Store(uri) as store:
-        _, files = store.find(run_id)
-        found = {path: files.copy(path, folder) for path in paths}
+    _, files = find_run(run_id, uri)
+    found = {path: files.copy(path, folder) for path in paths}
     missing = [path for path, copied in found.items() if copied is None]
     if missing:
         raise UserError(f"run {run_id} holds no artifact {missing[0]!r}; name a run that finished")
     return [copied for copied in found.values() if copied is not None]
+
+
+def read_experiment(experiment_id: str, uri: str) -> tuple[str, dict[str, str]]:
+    """Name and tags of an experiment; ``UserError`` where the store has none of that id."""
+    with _Store(uri) as store:
+        return store.ask(lambda source: source.experiment(experiment_id))
+
+
+def find_run(run_id: str, uri: str) -> tuple[RunRecord, Files]:
+    """A run without its artifacts, and the way to these. Raises ``UserError`` as ``read_run`` does."""
+    check_run_id(run_id)
+    with _Store(uri) as store:
+        return store.find(run_id)
 
 
 class _Source(Protocol):
@@ -164,6 +175,7 @@ class _Source(Protocol):
     def latest(self, experiment: str, tag: Tag | None) -> list[str] | None: ...
     def run(self, run_id: str) -> tuple[RunRecord, Files] | None: ...
     def history(self, run_id: str, names: Iterable[str]) -> dict[str, tuple[MetricPoint, ...]] | None: ...
+    def experiment(self, experiment_id: str) -> tuple[str, dict[str, str]] | None: ...
 
 
 class _Store:

@@ -89,11 +89,15 @@ def _line(kinds: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
 def _column(values: list[str], kind: str) -> list[Any]:
     """The values that the texts of one field stand for, all of `_PATTERNS`."""
     if kind == "str":
+        if "\\" not in "".join(values):
+            return values
         return [json.loads(f'"{value}"') if "\\" in value else value for value in values]
     if kind == "int":
-        return [int(value) for value in values]
+        return list(map(int, values))
     if kind == "bool":
         return [value == "true" for value in values]
+    if "null" not in values:
+        return list(map(float, values))
     return [math.nan if value == "null" else float(value) for value in values]
 
 

@@ -510,16 +510,21 @@ def _log_table(uri: str, stress_row: dict[str, Any], rows: int) -> str:
     return run.run_id
 
 
+def _stress_rows_alive() -> int:
+    gc.collect()
+    return sum(type(thing) is StressRow for thing in gc.get_objects())
+
+
 def test_one_run_is_in_memory_at_a_time(store_uri: str, stress_row: dict[str, Any]) -> None:
     for _ in range(6):
         _log_table(store_uri, stress_row, 100)
-    alive = []
+    before, alive = _stress_rows_alive(), []
     for run in read_runs("tables", store_uri):
         assert run.stress_table is not None
         assert len(run.stress_table) == 100
         del run
-        gc.collect()
-        alive.append(sum(type(thing) is StressRow for thing in gc.get_objects()))
+        alive.append(_stress_rows_alive() - before)
+    assert len(alive) == 6
     assert max(alive) <= 100, "what was read before is let go"
 
 
