@@ -5,22 +5,20 @@ Shapes: U OFF prompts, N states, A answer tokens, V vocabulary. All divergences 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.data.batching import Padded, by_length, pad_left
-from cedkv.injection import AttentionCall, fan_out, inject
-from cedkv.injection.fan_out import product_rows
+from cedkv.injection import inject
+from cedkv.injection.attention import Attended, armed
+from cedkv.injection.resume import resume_product
+from cedkv.injection.trunk import Ids, Part, Shortcut, Trunk, log_probs
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,60 +63,99 @@ def stress(
     """Every prompt under every state.
 
     Args:
+        prompts: ids; a `Trunk`, or part of one, saves the way up to the first injected layer.
         batch_rows: rows (prompt × state) of one forward pass.
-        plain: run every row through the whole model instead of sharing what lies below the first injected layer.
+        plain: run every row through the whole model.
     """
     count = states.count
     kl = torch.empty(len(prompts), count)
     base_top = torch.empty(len(prompts), dtype=torch.long)
     student_top = torch.empty(len(prompts), count, dtype=torch.long)
-    width = min(count, batch_rows)
-    for group in by_length([len(p) for p in prompts], max(1, batch_rows // count)):
-        batch = pad_left([prompts[u] for u in group], model.device)
-        base = next_log_probs(model, batch)[:, 0]
-        base_top[group] = base.argmax(-1).cpu()
-        for start in range(0, count, width):
-            part = torch.arange(start, min(start + width, count), device=model.device)
-            student = product_log_probs(model, states, batch, part, plain=plain)
-            columns = part.cpu()
-            kl[torch.tensor(group)[:, None], columns] = kl_divergence(student, base[:, None]).float().cpu()
-            student_top[torch.tensor(group)[:, None], columns] = student.argmax(-1).cpu()
+    passes = _plain_passes if plain else _resumed_passes
+    with armed(model):
+        for group, columns, base, student in passes(model, states, prompts, batch_rows):
+            base_top[group] = base.argmax(-1).cpu()
+            places = torch.tensor(group)[:, None], columns.cpu()
+            kl[places] = kl_divergence(student, base[:, None]).float().cpu()
+            student_top[places] = student.argmax(-1).cpu()
     return StressResult(kl, base_top, student_top)
 
 
-def product_log_probs(
-    model: CausalLM, states: States, batch: Padded, part: Tensor, *, plain: bool = False
-) -> Tensor:
-    """Log-probabilities [P, R, V] of the next token of P prompts under each of the R states `part`."""
-    prompts, times = batch.ids.shape[0], part.numel()
-    rows = part[product_rows(prompts, times, part.device)]
-    with ExitStack() as stack:
-        if plain:
-            mask = None if batch.mask is None else batch.mask.repeat_interleave(times, 0)
-            batch = Padded(batch.ids.repeat_interleave(times, 0), mask, batch.positions)
-            if mask is not None:
-                batch = Padded(batch.ids, mask, batch.positions.repeat_interleave(times, 0))
-        else:
-            stack.enter_context(fan_out(model, states.layers[0], times))
-        stack.enter_context(inject(model, states, rows))
-        return next_log_probs(model, batch).view(prompts, times, -1)
+_Pass = tuple[list[int], Tensor, Tensor, Tensor]
+"""Indices of P prompts, columns of R states, log-probabilities of base [P, V] and student [P, R, V]."""
 
 
-def fan_out_error(model: CausalLM, states: States, prompts: Sequence[Ids]) -> float:
-    """Largest difference in KL, in nats, between the shared and the plain forward pass on a few prompts.
+def _plain_passes(
+    model: CausalLM, states: States, prompts: Sequence[Ids], batch_rows: int
+) -> Iterator[_Pass]:
+    """By whole forward passes."""
+    for group in by_length([len(p) for p in prompts], max(1, batch_rows // states.count)):
+        ids = torch.tensor([prompts[u] for u in group], device=model.device)
+        base = log_probs(model, ids, 1)[:, 0]
+        for columns in _columns(states, batch_rows):
+            times = columns.numel()
+            with inject(model, states, columns.repeat(len(group))):
+                student = log_probs(model, ids.repeat_interleave(times, 0), 1)
+            yield group, columns, base, student.view(len(group), times, -1)
 
-    Raises:
-        UserError: a family whose forward pass insists on the number of rows it was given.
+
+def _resumed_passes(
+    model: CausalLM, states: States, prompts: Sequence[Ids], batch_rows: int
+) -> Iterator[_Pass]:
+    """From the first injected layer on."""
+    trunk, places = trunk_of(model, states, prompts)
+    for group, bucket, rows in trunk.groups(places, max(1, batch_rows // states.count)):
+        base = bucket.base[rows][:, 0]
+        for columns in _columns(states, batch_rows):
+            student = resume_product(model, bucket, rows, states, columns, shortcut=trunk.shortcut)
+            yield group, columns, base, student[:, :, 0]
+
+
+def _columns(states: States, batch_rows: int) -> Iterator[Tensor]:
+    """The states in parts that fit one forward pass."""
+    device = next(iter(states.keys.values())).device
+    return iter(torch.arange(states.count, device=device).split(batch_rows))
+
+
+def trunk_of(model: CausalLM, states: States, prompts: Sequence[Ids]) -> tuple[Trunk, Sequence[int]]:
+    """The trunk that `prompts` are or belong to and their places in it; a new one where they are a plain sequence."""
+    if not isinstance(prompts, Part):
+        made = (
+            prompts
+            if isinstance(prompts, Trunk)
+            else Trunk(model, prompts, states.layers[0], shortcut=Shortcut.TRUNK)
+        )
+        prompts = made.take(range(len(made)))
+    trunk, places = prompts.trunk, prompts.places
+    if trunk.first_layer != states.layers[0]:
+        raise ValueError(
+            f"the trunk ends at layer {trunk.first_layer}, but the states enter at layer {states.layers[0]}: make a new trunk"
+        )
+    return trunk, places
+
+
+def choose_shortcut(
+    model: CausalLM, states: States, prompts: Sequence[Ids], tolerance: float
+) -> tuple[Shortcut, float]:
+    """The shortest way that agrees with the plain pass on `prompts`, and by how much it differs at most.
+
+    The difference is that of the KL to the base over all prompts and states, in nats, or relative to a KL over one nat.
+    Where a family's code does not allow a way, or it differs by more than `tolerance`, the next longer one is tried;
+    `Shortcut.PLAIN` differs by 0.
     """
-    plain = stress(model, states, prompts, batch_rows=64, plain=True)
-    try:
-        shared = stress(model, states, prompts, batch_rows=64)
-    except RuntimeError as error:
-        raise UserError(
-            f"model family {model.config.model_type!r} cannot share what lies below the first injected layer between "
-            f"states ({error}): use another family"
-        ) from error
-    return (shared.kl - plain.kl).abs().max().item()
+    plain = stress(model, states, prompts, batch_rows=64, plain=True).kl
+    for shortcut in sorted(Shortcut, reverse=True):
+        if shortcut is Shortcut.PLAIN:
+            break
+        try:
+            trunk = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
+            found = stress(model, states, trunk, batch_rows=64).kl
+            error = ((found - plain).abs() / plain.clamp_min(1.0)).max().item()
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
+            continue  # this family's layers are called or built in another way
+        if error <= tolerance:
+            return shortcut, error
+    return Shortcut.PLAIN, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +165,7 @@ class SlotMass:
     queries: int
     found: list[float]
 
-    def __call__(self, call: AttentionCall) -> None:
+    def __call__(self, call: Attended) -> None:
         """Note one layer's mean mass on its slots."""
         with torch.no_grad():
             weights = call.last_weights(self.queries)

@@ -52,7 +52,7 @@ WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
 # ---------------------------------------------------------------------------------- metrics, once at the end
 NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
 TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
-FAN_OUT_MAX_KL: Final = "fan_out_max_kl"  # nats, shared against plain forward pass on a probe
+SHORTCUT_MAX_KL: Final = "shortcut_max_kl"  # nats, passes over fixed prompts against plain ones, on a probe
 ON_ACC_BASE: Final = "on_acc_base"  # share of ON evaluation prompts, 0 to 1
 ON_ACC_STUDENT: Final = "on_acc_student"
 ON_ACC_TEACHER: Final = "on_acc_teacher"
@@ -78,6 +78,9 @@ TAG_WORLD_SIZE: Final = "cedkv.world_size"
 TAG_POLICY_MODE: Final = "cedkv.policy_mode"
 TAG_STRICT_HF: Final = "cedkv.strict_hf"
 TAG_ENVIRONMENT: Final = "cedkv.environment"
+TAG_SHORTCUT: Final = (
+    "cedkv.shortcut"  # what passes over fixed prompts leave out: plain, trunk, tail or merge
+)
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
 TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"

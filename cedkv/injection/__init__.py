@@ -2,7 +2,6 @@
 
 from cedkv.injection.attention import AttentionCall, inject, observe
 from cedkv.injection.capture import attention_to, capture, positions_behind
-from cedkv.injection.fan_out import fan_out
 from cedkv.injection.probe import check_routed
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "attention_to",
     "capture",
     "check_routed",
-    "fan_out",
     "inject",
     "observe",
     "positions_behind",

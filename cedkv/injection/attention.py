@@ -17,10 +17,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,61 @@ class AttentionCall:
         return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
 
 
+@dataclass(frozen=True, slots=True)
+class MergedCall:
+    """What an observer sees of a layer whose slots were merged into attention that had been computed before."""
+
+    layer: int
+    slots: int
+    weights: Tensor  # [B, H, Q, S], of the slots only
+
+    def last_weights(self, queries: int) -> Tensor:
+        """Attention weights [B, H, queries, S] of the last `queries` positions on the slots."""
+        return self.weights[:, :, -queries:]
+
+
+class Attended(Protocol):
+    """What is left to see of a layer however its slots came in."""
+
+    @property
+    def slots(self) -> int:
+        """How many there are."""
+
+    def last_weights(self, queries: int) -> Tensor:
+        """Attention weights [B, H, queries, S ...] of the last `queries` positions, slots first."""
+
+
 Observer = Callable[[AttentionCall], None]
+
+
+class Tail:
+    """Lets a layer attend with the queries of its last positions only, to keys and values of all of them.
+
+    The layer is called twice. The first call ends at its attention with `Captured`, when keys and values are known;
+    the second one gets the last positions only.
+    """
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+        self.mask: Tensor | None = None
+
+    def capture(self, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Keep what the first call brought, and end it."""
+        self.key, self.value, self.mask = key, value, mask
+        raise Captured
+
+    def last(self, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and the mask [B or 1, 1, queries, T] of the last `queries` positions."""
+        assert self.key is not None
+        assert self.value is not None
+        if self.mask is None:
+            return self.key, self.value, causal_mask(queries, self.key.shape[2], self.key.device)[None, None]
+        return self.key, self.value, self.mask[:, :, -queries:]
+
+
+class Captured(Exception):  # noqa: N818 - no error: the way out of a layer whose keys are known
+    """Keys and values of the last layer are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +137,7 @@ class _Active:
     states: States | None
     rows: Tensor | None
     observer: Observer | None
+    tail: Tail | None = None
 
 
 # Keyed by module, so that blocks of different models can stand inside one another.
@@ -113,6 +168,11 @@ def _attention(
     if active is None:
         return stock(module, query, key, value, attention_mask, **kwargs)
     layer, states, slots = active.layer.index, active.states, 0
+    if active.tail is not None:
+        if active.tail.key is None:
+            active.tail.capture(key, value, attention_mask)
+        key, value, attention_mask = active.tail.last(query.shape[2])
+        kwargs["is_causal"] = False
     if states is not None and layer in states.keys:
         _refuse_sparse(module, kwargs)
         slots, length, batch = states.slots, key.shape[2], key.shape[0]
@@ -183,6 +243,18 @@ def _activated(
         _switch(model, before)
 
 
+@contextmanager
+def armed(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, entering and leaving an injection is cheap: the model's attention is switched over once.
+
+    Layers without slots still call the stock function, as they do inside any injection.
+    """
+    before: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    with _activated(model, attention_modules(model), {}):
+        _switch(model, PREFIX + before.removeprefix(PREFIX))
+        yield
+
+
 def _switch(model: PreTrainedModel, implementation: str) -> None:
     """Set the attention implementation; transformers itself only warns where it cannot."""
     if model.config._attn_implementation == implementation:  # noqa: SLF001
@@ -201,6 +273,8 @@ def inject(
     states: States | None,
     rows: Tensor | None = None,
     observer: Observer | None = None,
+    *,
+    tail: Mapping[nn.Module, Tail] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Within the block, `model` attends to `states` before its own keys.
 
@@ -209,6 +283,7 @@ def inject(
         rows: [B] index of the state each row of the batch gets; None gives the one state to every row. A batch of
             k · B rows (beam search) repeats each row's state k times.
         observer: called with every injected layer's `AttentionCall`; with nothing injected, with every layer's.
+        tail: attention modules that a `resume` calls for their last positions only.
 
     Raises:
         UserError: an attention implementation that cannot carry slots.
@@ -217,17 +292,20 @@ def inject(
     if states is not None and states.slots == 0:
         states = None
     own = attention_modules(model)
-    if states is None and observer is None:
+    if states is None and observer is None and not tail:
         if not model.config._attn_implementation.startswith(PREFIX):  # noqa: SLF001
             yield  # untouched, whatever its attention implementation
             return
-        chosen = {}
+        chosen: Mapping[nn.Module, AttentionLayer] = {}
     elif states is None:
-        chosen = own
+        chosen = own if observer is not None else {}
     else:
         _check(states, rows, {layer.index for layer in own.values()})
         chosen = {module: layer for module, layer in own.items() if layer.index in states.keys}
-    with _activated(model, own, {m: _Active(layer, states, rows, observer) for m, layer in chosen.items()}):
+    active = {m: _Active(layer, states, rows, observer) for m, layer in chosen.items()}
+    for module, last in tail.items():
+        active[module] = replace(active.get(module, _Active(own[module], None, None, None)), tail=last)
+    with _activated(model, own, active):
         yield
 
 

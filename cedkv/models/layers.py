@@ -5,7 +5,10 @@ Scopes count *attention* layers: in a hybrid where one layer of four attends, `t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,14 +24,23 @@ class AttentionLayer:
     window: int | None
 
 
-def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer]:
-    """The decoder's attention modules in layer order.
+_FOUND: WeakKeyDictionary[PreTrainedModel, dict[nn.Module, AttentionLayer]] = WeakKeyDictionary()
+
+
+def attention_modules(model: PreTrainedModel) -> Mapping[nn.Module, AttentionLayer]:
+    """The decoder's attention modules in layer order; looked for once per model, whose modules must stay what they are.
 
     They are recognised by what the attention interface itself relies on: a `layer_idx` and a causal flag.
     """
+    found = _FOUND.get(model)
+    if found is None:
+        found = _FOUND[model] = _attention_modules(model)
+    return MappingProxyType(found)
+
+
+def _attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer]:
     found: dict[nn.Module, AttentionLayer] = {}
     for module in model.modules():
-        # Looked up where plain attributes live: asking every module for what it lacks is slow, and this runs often.
         index = vars(module).get("layer_idx")
         if not isinstance(index, int) or getattr(module, "is_cross_attention", False):
             continue
@@ -45,6 +57,20 @@ def _window(model: PreTrainedModel, module: nn.Module, index: int) -> int | None
         return None  # EXAONE 4 gives its global attention modules the number, too
     window: int | None = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     return window
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of the model's decoder layers: the one whose members hold the attention modules."""
+    attention = set(attention_modules(model))
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != count:
+            continue
+        if attention <= set(module.modules()):
+            return module
+    raise UserError(
+        f"model family {model.config.model_type!r} has no list of decoder layers that hold its attention: use another family"
+    )
 
 
 def uses_rope(model: PreTrainedModel) -> bool:

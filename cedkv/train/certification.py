@@ -10,18 +10,17 @@ from cedkv import ledger
 from cedkv.config import Config
 from cedkv.core.errors import UserError
 from cedkv.core.verdict import Verdict
-from cedkv.data.encode import EncodedOff, encode_off
+from cedkv.data.encode import encode_off
 from cedkv.data.records import hashes
-from cedkv.evaluate import fan_out_error, stress
-from cedkv.memory.state import States
-from cedkv.models.types import CausalLM
+from cedkv.evaluate import choose_shortcut, stress
+from cedkv.injection.trunk import Trunk
 from cedkv.release.certify import Attempt, is_affordable
 from cedkv.tracking.attach import attach
 from cedkv.tracking.encode import encode_json
 from cedkv.tracking.ledgers import enter_certified
 from cedkv.tracking.reader import read_run
 from cedkv.tracking.record import RunRecord
-from cedkv.train.experiment import FAN_OUT_TOLERANCE
+from cedkv.train.experiment import SHORTCUT_TOLERANCE
 from cedkv.train.logged import config_of, corpus_of, memory_of, model_of
 from cedkv.train.publish import attempts, publish
 
@@ -52,11 +51,14 @@ def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) 
         encode_off(loaded.tokenizer, rows, loaded.context_length)
         for rows in (corpus.sealed, corpus.off_train[:8])
     )
-    _check_fast_path(loaded.model, states, known)
+    shortcut, _ = choose_shortcut(loaded.model, states, [row.prompt for row in known], SHORTCUT_TOLERANCE)
     attempt = _pay(record, config, uri)
     say(f"attempt {attempt.id}: {len(prompts)} prompts under {states.count} states ...")
     rows = config.phase3.eval.batch_rows
-    deltas = stress(loaded.model, states, [row.prompt for row in prompts], batch_rows=rows).delta
+    sealed = Trunk(
+        loaded.model, [row.prompt for row in prompts], states.layers[0], shortcut=shortcut, batch_rows=rows
+    )
+    deltas = stress(loaded.model, states, sealed, batch_rows=rows).delta
     certificate = {
         "schema": 1,
         "run_id": record.run_id,
@@ -81,16 +83,6 @@ def _check_certifiable(record: RunRecord) -> None:
     if not record.data_spec or not record.data_spec.get("sealed", {}).get("count"):
         raise UserError(
             f"run {record.run_id} set no prompts aside: train with phase3.eval.off_sealed.size over 0 to certify"
-        )
-
-
-def _check_fast_path(model: CausalLM, states: States, prompts: Sequence[EncodedOff]) -> None:
-    """On OFF training prompts: the sealed set is not opened yet."""
-    error = fan_out_error(model, states, [row.prompt for row in prompts])
-    if not error <= FAN_OUT_TOLERANCE:
-        raise UserError(
-            f"the shared forward pass differs from the plain one by {error:.3g} nats, more than {FAN_OUT_TOLERANCE:g}: "
-            "nothing can be certified with it; use float32 or another model"
         )
 
 

@@ -17,8 +17,9 @@ from cedkv.core.losses import kl_divergence
 from cedkv.data.build import build_corpus
 from cedkv.data.encode import EncodedContext, EncodedCorpus, EncodedOn, encode_corpus
 from cedkv.data.records import Corpus
-from cedkv.evaluate import answer_log_probs, fan_out_error
+from cedkv.evaluate import answer_log_probs, choose_shortcut
 from cedkv.injection import attention_to, capture, check_routed, inject, positions_behind
+from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.bank import MemoryBank, MixSpec
 from cedkv.memory.warm_start import SlotPlan, plan_slots
@@ -26,8 +27,8 @@ from cedkv.models.layers import attention_modules, resolve_scope
 from cedkv.models.load import LoadedModel, load_model
 from cedkv.models.types import CausalLM
 
-FAN_OUT_TOLERANCE = 1e-5
-"""Nats. The shared forward pass multiplies the same numbers in batches of another shape: rounding only."""
+SHORTCUT_TOLERANCE = 1e-5
+"""Nats. Passes that leave out what is known already add the same numbers in another order: rounding only."""
 WARM_START_OFF_PROMPTS = 64
 
 
@@ -44,8 +45,10 @@ class Experiment:
     """The fixed part of a run.
 
     `teacher_cache_max_kl`: how far, in nats, the whole document injected at all layers is from the teacher.
-    `fan_out_max_error`: how far the shared forward pass is from the plain one. `teacher_reads`: the share of the ON
-    prompts' attention on the document, at the injected layers, by atom type.
+    `shortcut`: what passes over fixed prompts leave out, `shortcut_max_error` how far they are from plain ones, in nats.
+    `teacher_reads`: the share of the ON prompts' attention on the document, at the injected layers, by atom type.
+    `on`, `off` and `stress` are the training and stress prompts up to the first injected layer; those of `on` go on to
+    the last answer token but one.
     """
 
     config: Config
@@ -56,7 +59,11 @@ class Experiment:
     train: Answers
     evaluation: Answers
     teacher_cache_max_kl: float
-    fan_out_max_error: float
+    shortcut: Shortcut
+    shortcut_max_error: float
+    on: Trunk
+    off: Trunk
+    stress: Trunk
     teacher_reads: dict[str, float]
 
     @property
@@ -123,7 +130,9 @@ def prepare(config: Config, phase: int) -> Experiment:
         atoms.append(whole.at_layers(spec.injection))
     bank = MemoryBank(atoms, plans, spec).to(loaded.device)
     probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
-    difference = fan_out_error(loaded.model, bank.states(k=config.phase3.candidate.pool_size).detach(), probe)
+    states = bank.states(k=config.phase3.candidate.pool_size).detach()
+    shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
+    trunk = partial(Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows)
     return Experiment(
         config=config,
         loaded=loaded,
@@ -133,7 +142,14 @@ def prepare(config: Config, phase: int) -> Experiment:
         train=train,
         evaluation=evaluation,
         teacher_cache_max_kl=worst,
-        fan_out_max_error=difference,
+        shortcut=shortcut,
+        shortcut_max_error=error,
+        on=trunk(
+            [row.prompt + row.answer[:-1] for row in encoded.on_train],
+            keep=[len(row.answer) for row in encoded.on_train],
+        ),
+        off=trunk([row.prompt for row in encoded.off_train]),
+        stress=trunk([row.prompt for row in encoded.stress]),
         teacher_reads={kind: sum(r[kind] for r in reads) / len(reads) for kind in reads[0]},
     )
 

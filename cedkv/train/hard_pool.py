@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cedkv.evaluate import Ids, stress
+from cedkv.evaluate import stress
+from cedkv.injection.trunk import Ids
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 

@@ -20,7 +20,8 @@ from cedkv.core import stats
 from cedkv.core.dual import DualRule, DualState
 from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
-from cedkv.evaluate import Ids, StressResult, stress
+from cedkv.evaluate import StressResult, stress
+from cedkv.injection.trunk import Part
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
 from cedkv.train.step import Weights, loss_terms
@@ -84,8 +85,7 @@ class Trainer:
         self.experiment, self.log, self.warn = experiment, log, warn
         self.phase3 = experiment.config.phase3
         self.model, self.bank = experiment.model, experiment.bank
-        self.off = [row.prompt for row in experiment.encoded.off_train]
-        self.stress_prompts = [row.prompt for row in experiment.encoded.stress]
+        self.off, self.stress_prompts = experiment.off, experiment.stress
         train, dual = self.phase3.train, self.phase3.train.lambda_off.dual
         limit = self.phase3.thresholds.off_delta_p99_max
         self.rule = DualRule(
@@ -147,6 +147,7 @@ class Trainer:
             self.bank,
             k,
             on=[experiment.encoded.on_train[i] for i in on],
+            on_prompts=experiment.on.take(on),
             teacher=[experiment.train.teacher[i] for i in on],
             on_kind=loss.on.type,
             off=self._off_batch(),
@@ -186,15 +187,15 @@ class Trainer:
             / len(self.off),
         }
 
-    def _off_source(self) -> list[Ids]:
+    def _off_source(self) -> Part:
         if self.phase3.loss.off.train_source == "hard_pool":
-            return [self.off[i] for i in self.pool.indices]
-        return self.stress_prompts  # debug only
+            return self.off.take(self.pool.indices)
+        return self.stress_prompts.take(range(len(self.stress_prompts)))  # debug only
 
-    def _off_batch(self) -> list[Ids]:
+    def _off_batch(self) -> Part:
         source = self._off_source()
         order = torch.randperm(len(source), generator=self.off_order)[: self.phase3.train.off_batch]
-        return [source[i] for i in order.tolist()]
+        return source.take(order.tolist())
 
     def _mine(self, step: int) -> None:
         with self.clock.part("hard_pool"):

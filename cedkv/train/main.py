@@ -22,6 +22,7 @@ from cedkv.data.batching import pad_left
 from cedkv.data.records import hashes
 from cedkv.evaluate import SlotMass, next_log_probs, stress
 from cedkv.injection import inject
+from cedkv.injection.trunk import Shortcut
 from cedkv.memory.export import write_memory
 from cedkv.release.gates import worst_prompts
 from cedkv.release.measure import on_metrics, stress_metrics
@@ -29,7 +30,7 @@ from cedkv.tracking import lineage
 from cedkv.tracking.ledgers import enter_explored
 from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
-from cedkv.train.experiment import FAN_OUT_TOLERANCE, Experiment, prepare
+from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.loop import Outcome, Trainer
 from cedkv.train.publish import publish
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
@@ -66,7 +67,7 @@ def run_training(
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
     experiment = prepare(config, phase)
-    _check_fast_path(config, experiment, progress)
+    _say_shortcut(experiment, progress)
     tags = tags_of(experiment, phase, explore=explore)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
@@ -103,18 +104,13 @@ def _say(progress: bool, message: str) -> None:
         sys.stderr.flush()
 
 
-def _check_fast_path(config: Config, experiment: Experiment, progress: bool) -> None:
-    """The shared forward pass must be the plain one, to rounding."""
-    error = experiment.fan_out_max_error
-    if error <= FAN_OUT_TOLERANCE:
-        return
-    told = (
-        f"the shared forward pass differs from the plain one by {error:.3g} nats on this model, more than "
-        f"{FAN_OUT_TOLERANCE:g}"
-    )
-    if config.phase3.runtime.strict_hf:
-        raise UserError(f"{told}: --phase3-strict-hf refuses it; use float32 or another model")
-    _say(progress, f"warning: {told}")
+def _say_shortcut(experiment: Experiment, progress: bool) -> None:
+    if experiment.shortcut is Shortcut.PLAIN:
+        family = experiment.model.config.model_type
+        _say(
+            progress,
+            f"warning: model family {family!r} allows no shortcut: every pass runs the whole model, which is slow",
+        )
 
 
 def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dict[str, str]:
@@ -130,6 +126,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         ledger.TAG_WORLD_SIZE: "1",
         ledger.TAG_POLICY_MODE: runtime.policy_mode,
         ledger.TAG_STRICT_HF: str(runtime.strict_hf).lower(),
+        ledger.TAG_SHORTCUT: experiment.shortcut.name.lower(),
         # The stress metrics have one source in the code; the dual's is configured.
         ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
         ledger.TAG_SOURCE_LAMBDA: config.phase3.train.lambda_off.dual.metric_source,
@@ -202,7 +199,7 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
         {
             ledger.NULL_INJECTION_MAX_KL: null_injection_max_kl(experiment, outcome.k),
             ledger.TEACHER_CACHE_MAX_KL: experiment.teacher_cache_max_kl,
-            ledger.FAN_OUT_MAX_KL: experiment.fan_out_max_error,
+            ledger.SHORTCUT_MAX_KL: experiment.shortcut_max_error,
             **on_metrics(on_table),
             **stress_metrics(stress_table),
             ledger.SLOT_MASS_ON: mass.mean,

@@ -5,7 +5,7 @@ Shapes: B prompts of a minibatch, N states, A answer tokens, V vocabulary. Losse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from cedkv.core.losses import kl_divergence
 from cedkv.core.risk import cvar
-from cedkv.data.batching import pad_left
 from cedkv.data.encode import EncodedOn
-from cedkv.evaluate import Ids, SlotMass, answer_log_probs, next_log_probs, stress
-from cedkv.injection import inject
+from cedkv.evaluate import SlotMass, stress
+from cedkv.injection.resume import resume
+from cedkv.injection.trunk import Part
 from cedkv.memory.bank import MemoryBank
+from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 
 
@@ -52,6 +53,7 @@ def on_loss(
     bank: MemoryBank,
     k: int,
     batch: Sequence[EncodedOn],
+    prompts: Part,
     *,
     teacher: Sequence[Tensor],
     kind: Literal["kl", "answer_nll"],
@@ -59,6 +61,8 @@ def on_loss(
     """Mean over ON prompts of KL(teacher || student), or of the answer's NLL, over the answer tokens.
 
     Args:
+        batch: the prompts with their answers.
+        prompts: the same, prompt and answer, in a trunk.
         teacher: per prompt the teacher's log-probabilities [A, V].
 
     Returns:
@@ -67,28 +71,23 @@ def on_loss(
     documents = torch.tensor([row.document for row in batch], device=model.device)
     used, rows = documents.unique(return_inverse=True)
     mass = SlotMass(1, [])
-    student = answer_log_probs(
-        model,
-        [row.prompt for row in batch],
-        [row.answer for row in batch],
-        batch_rows=len(batch),
-        states=bank.states(k, used),
-        rows=rows,
-        observer=mass,
-    )
-    if kind == "kl":
-        losses = [kl_divergence(t.to(s.device), s).mean() for t, s in zip(teacher, student, strict=True)]
-    else:
-        targets = [torch.tensor(row.answer, device=model.device) for row in batch]
-        losses = [F.nll_loss(s, t) for s, t in zip(student, targets, strict=True)]
-    return torch.stack(losses).mean(), mass.mean
+    losses = []
+    for group, student, _ in resumed(model, bank.states(k, used), prompts, rows, mass):
+        if kind == "kl":
+            wanted = torch.stack([teacher[i] for i in group]).to(student.device)
+            losses.append(kl_divergence(wanted, student).mean(-1))
+        else:
+            targets = torch.tensor([batch[i].answer for i in group], device=student.device)
+            nll = F.nll_loss(student.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.append(nll.view(targets.shape).mean(-1))
+    return torch.cat(losses).mean(), mass.mean
 
 
 def off_loss(
     model: CausalLM,
     bank: MemoryBank,
     k: int,
-    prompts: Sequence[Ids],
+    prompts: Part,
     *,
     tail_fraction: float,
     batch_rows: int,
@@ -99,13 +98,26 @@ def off_loss(
     """
     states = bank.states(k)
     worst = stress(model, states.detach(), prompts, batch_rows=batch_rows).worst_state.to(model.device)
-    batch = pad_left(prompts, model.device)
-    with torch.no_grad():
-        base = next_log_probs(model, batch)[:, 0]
     mass = SlotMass(1, [])
-    with inject(model, states, worst, mass):
-        student = next_log_probs(model, batch)[:, 0]
-    return cvar(kl_divergence(student, base), tail_fraction), mass.mean
+    divergences = [
+        kl_divergence(student[:, 0], base[:, 0])
+        for _, student, base in resumed(model, states, prompts, worst, mass)
+    ]
+    return cvar(torch.cat(divergences), tail_fraction), mass.mean
+
+
+def resumed(
+    model: CausalLM, states: States, prompts: Part, rows: Tensor, mass: SlotMass
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Every prompt under the state that `rows` [P] names for it, prompts of one length together.
+
+    Yields the indices of B prompts, and the log-probabilities [B, keep, V] of the student, differentiable in `states`,
+    and of the base.
+    """
+    trunk = prompts.trunk
+    for group, bucket, places in trunk.groups(prompts.places, len(prompts)):
+        student = resume(model, bucket, places, states, rows[group], shortcut=trunk.shortcut, observer=mass)
+        yield group, student, bucket.base[places]
 
 
 def loss_terms(
@@ -114,13 +126,14 @@ def loss_terms(
     k: int,
     *,
     on: Sequence[EncodedOn],
+    on_prompts: Part,
     teacher: Sequence[Tensor],
     on_kind: Literal["kl", "answer_nll"],
-    off: Sequence[Ids],
+    off: Part,
     tail_fraction: float,
     batch_rows: int,
 ) -> Terms:
     """The three terms on one minibatch of ON and one of OFF prompts."""
-    on_term, mass_on = on_loss(model, bank, k, on, teacher=teacher, kind=on_kind)
+    on_term, mass_on = on_loss(model, bank, k, on, on_prompts, teacher=teacher, kind=on_kind)
     off_term, mass_off = off_loss(model, bank, k, off, tail_fraction=tail_fraction, batch_rows=batch_rows)
     return Terms(on_term, off_term, bank.structure(k).loss, mass_on, mass_off)

@@ -166,7 +166,7 @@ def test_the_pool_is_mined_from_the_off_training_prompts_only(off_batches, monke
     mine, searched = loop.mine, []
 
     def watched(model, states, prompts, *args, **options):
-        searched.append(prompts)
+        searched.append(list(prompts))
         return mine(model, states, prompts, *args, **options)
 
     monkeypatch.setattr(loop, "mine", watched)

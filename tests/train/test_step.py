@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cedkv.injection import inject
+from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.train.step import Weights, loss_terms, off_loss, on_loss
 
 K = 5
@@ -51,11 +52,33 @@ def _picked(experiment, longer):
     return [(experiment.encoded.on_train[i], more) for i, more in longer.items()]
 
 
-def test_on_loss_is_the_mean_divergence_of_the_student_from_the_teacher(experiment, asked):
+@pytest.fixture(params=list(Shortcut), ids=lambda shortcut: shortcut.name.lower())
+def kept(experiment, request):
+    """Makes a trunk of prompts, by each shortcut."""
+
+    def make(prompts, keep=None):
+        first = experiment.bank.spec.injection[0]
+        trunk = Trunk(experiment.model, prompts, first, shortcut=request.param, keep=keep)
+        return trunk.take(range(len(prompts)))
+
+    return make
+
+
+def with_answers(kept, batch):
+    return kept([row.prompt + row.answer[:-1] for row in batch], [len(row.answer) for row in batch])
+
+
+def test_on_loss_is_the_mean_divergence_of_the_student_from_the_teacher(experiment, asked, kept):
     """Each prompt counts once, however long its answer."""
     batch, teacher = asked
     loss, mass = on_loss(
-        experiment.model, experiment.bank, K, batch, teacher=[t.float() for t in teacher], kind="kl"
+        experiment.model,
+        experiment.bank,
+        K,
+        batch,
+        with_answers(kept, batch),
+        teacher=[t.float() for t in teacher],
+        kind="kl",
     )
     direct = [
         divergence(reads, log_probs(experiment, row.prompt, row.document, row.answer)).mean()
@@ -66,9 +89,12 @@ def test_on_loss_is_the_mean_divergence_of_the_student_from_the_teacher(experime
     assert 0 < mass < 1
 
 
-def test_on_loss_may_be_the_answers_negative_log_likelihood(experiment, asked):
+def test_on_loss_may_be_the_answers_negative_log_likelihood(experiment, asked, kept):
     batch, teacher = asked
-    loss, _ = on_loss(experiment.model, experiment.bank, K, batch, teacher=teacher, kind="answer_nll")
+    prompts = with_answers(kept, batch)
+    loss, _ = on_loss(
+        experiment.model, experiment.bank, K, batch, prompts, teacher=teacher, kind="answer_nll"
+    )
     direct = [
         -log_probs(experiment, row.prompt, row.document, row.answer)[
             range(len(row.answer)), row.answer
@@ -81,13 +107,13 @@ def test_on_loss_may_be_the_answers_negative_log_likelihood(experiment, asked):
 @pytest.mark.parametrize("tail_fraction", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("batch_rows", [2, 64])
 def test_off_loss_and_its_gradient_are_those_of_cvar_over_the_worst_of_all_states(
-    experiment, tail_fraction, batch_rows
+    experiment, kept, tail_fraction, batch_rows
 ):
     """By the definition: every prompt under every state with gradients, the maximum, then the mean of the worst."""
     bank = experiment.bank
     prompts = [row.prompt for row in experiment.encoded.off_train[:7]]
     loss, mass = off_loss(
-        experiment.model, bank, K, prompts, tail_fraction=tail_fraction, batch_rows=batch_rows
+        experiment.model, bank, K, kept(prompts), tail_fraction=tail_fraction, batch_rows=batch_rows
     )
     loss.backward()
     found, bank.logits.grad = bank.logits.grad.clone(), None
@@ -153,9 +179,10 @@ def terms(experiment, *, on=range(4), off=range(4)):
         experiment.bank,
         K,
         on=[experiment.encoded.on_train[i] for i in on],
+        on_prompts=experiment.on.take(on),
         teacher=[experiment.train.teacher[i] for i in on],
         on_kind="kl",
-        off=[experiment.encoded.off_train[i].prompt for i in off],
+        off=experiment.off.take(off),
         tail_fraction=0.5,
         batch_rows=64,
     )
@@ -202,6 +229,7 @@ def test_an_on_prompt_moves_its_own_document_only(experiment):
         experiment.bank,
         K,
         [experiment.encoded.on_train[i] for i in rows],
+        experiment.on.take(rows),
         teacher=[experiment.train.teacher[i] for i in rows],
         kind="kl",
     )
