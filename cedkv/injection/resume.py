@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cedkv.injection.attention import Attended, Captured, MergedCall, Tail, inject
-from cedkv.injection.trunk import Bucket, OwnAttention, Shortcut, log_probs
+from cedkv.injection.trunk import Bucket, NoShortcutError, OwnAttention, Shortcut, log_probs
 from cedkv.memory.state import States
 from cedkv.models.layers import attention_modules, decoder_layers
 
@@ -203,7 +203,7 @@ def _merged(module: nn.Module, attend: Callable[[], Tensor]) -> Iterator[None]:
     """The attention `module` gives what `attend` [R, H, T, D] does, behind its own output projection."""
     project = next((getattr(module, name) for name in OUTPUT_PROJECTIONS if hasattr(module, name)), None)
     if project is None:
-        raise NotImplementedError(f"{type(module).__name__} has none of {', '.join(OUTPUT_PROJECTIONS)}")
+        raise NoShortcutError(f"{type(module).__name__} has none of {', '.join(OUTPUT_PROJECTIONS)}")
     dtype = next(project.parameters()).dtype
 
     def forward(*_: Any, **__: Any) -> tuple[Tensor, None]:

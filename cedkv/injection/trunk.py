@@ -33,6 +33,10 @@ from cedkv.models.layers import decoder_layers
 Ids = tuple[int, ...]
 
 
+class NoShortcutError(RuntimeError):
+    """A model whose layers do not allow a shortcut; the message says why."""
+
+
 class Shortcut(IntEnum):
     """What a pass over fixed prompts leaves out; each includes the ones before."""
 
@@ -120,10 +124,10 @@ def own_attention(call: AttentionCall) -> OwnAttention:
     """What one layer's attention of prompts to themselves gives, in float32.
 
     Raises:
-        NotImplementedError: scores that do not combine by their log-sum-exp alone (a soft cap, sinks).
+        NoShortcutError: scores that do not combine by their log-sum-exp alone (a soft cap, sinks).
     """
     if call.softcap is not None or call.sinks is not None:
-        raise NotImplementedError("attention with a soft cap or sinks is not merged")
+        raise NoShortcutError("attention with a soft cap or sinks is not merged")
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (x.float().repeat_interleave(groups, dim=1) for x in (call.key, call.value))
     scores = call.query.float() @ key.transpose(-1, -2) * call.scaling

@@ -14,7 +14,8 @@ from cedkv.data import skills, world
 from cedkv.models import tiny
 from cedkv.models.load import load_model
 from cedkv.train import embedded
-from cedkv.train.embedded import Recipe, Row, RowMaker, collate, learning_rate, logits_at
+from cedkv.train.embedded import Recipe, RowMaker, learning_rate
+from cedkv.train.packing import Row, collate, logits_at
 
 
 @pytest.fixture(scope="module")
