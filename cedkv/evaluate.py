@@ -103,8 +103,9 @@ def _resumed_passes(
     model: CausalLM, states: States, prompts: Sequence[Ids], batch_rows: int
 ) -> Iterator[_Pass]:
     """From the first injected layer on."""
-    trunk, places = trunk_of(model, states, prompts)
-    for group, bucket, rows in trunk.groups(places, max(1, batch_rows // states.count)):
+    part = _part_of(model, states, prompts)
+    trunk = part.trunk
+    for group, bucket, rows in trunk.groups(part.places, max(1, batch_rows // states.count)):
         base = bucket.base[rows][:, 0]
         for columns in _columns(states, batch_rows):
             student = resume_product(model, bucket, rows, states, columns, shortcut=trunk.shortcut)
@@ -117,21 +118,17 @@ def _columns(states: States, batch_rows: int) -> Iterator[Tensor]:
     return iter(torch.arange(states.count, device=device).split(batch_rows))
 
 
-def trunk_of(model: CausalLM, states: States, prompts: Sequence[Ids]) -> tuple[Trunk, Sequence[int]]:
-    """The trunk that `prompts` are or belong to and their places in it; a new one where they are a plain sequence."""
-    if not isinstance(prompts, Part):
-        made = (
-            prompts
-            if isinstance(prompts, Trunk)
-            else Trunk(model, prompts, states.layers[0], shortcut=Shortcut.TRUNK)
-        )
-        prompts = made.take(range(len(made)))
-    trunk, places = prompts.trunk, prompts.places
-    if trunk.first_layer != states.layers[0]:
+def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids]) -> Part:
+    """`prompts` as part of a trunk; a new one where they are a plain sequence."""
+    if not isinstance(prompts, Trunk | Part):
+        prompts = Trunk(model, prompts, states.layers[0], shortcut=Shortcut.TRUNK)
+    part = prompts if isinstance(prompts, Part) else prompts.take(range(len(prompts)))
+    if part.trunk.first_layer != states.layers[0]:
         raise ValueError(
-            f"the trunk ends at layer {trunk.first_layer}, but the states enter at layer {states.layers[0]}: make a new trunk"
+            f"the trunk ends at layer {part.trunk.first_layer}, but the states enter at layer {states.layers[0]}: "
+            "make a new trunk"
         )
-    return trunk, places
+    return part
 
 
 def choose_shortcut(

@@ -52,7 +52,9 @@ WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
 # ---------------------------------------------------------------------------------- metrics, once at the end
 NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
 TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
-SHORTCUT_MAX_KL: Final = "shortcut_max_kl"  # nats, passes over fixed prompts against plain ones, on a probe
+SHORTCUT_MAX_KL: Final = (
+    "shortcut_max_kl"  # nats (relative over one nat), fixed prompts' passes against plain ones
+)
 ON_ACC_BASE: Final = "on_acc_base"  # share of ON evaluation prompts, 0 to 1
 ON_ACC_STUDENT: Final = "on_acc_student"
 ON_ACC_TEACHER: Final = "on_acc_teacher"

@@ -58,19 +58,20 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord, Surroundings]]:
     """The runs that were asked for, each with what stands around it."""
-    from cedkv.tracking.reader import latest_run, list_runs, read_run, read_runs
+    from cedkv.tracking.reader import latest_run, read_run, read_runs
     from cedkv.train.publish import surroundings
 
     remember = not arguments.dry_run
     experiment = arguments.experiment or DEFAULT_EXPERIMENT
     if arguments.all:
-        listed = list_runs(experiment, uri, view_all=False)
-        if not listed:
+        shared: Surroundings | None = None
+        for record in read_runs(experiment, uri, view_all=False):
+            shared = shared or surroundings(record.experiment_id, uri, remember=remember)
+            yield record, shared
+        if shared is None:
             raise UserError(
                 f"experiment {experiment!r} has no runs; train one, or name another with --experiment"
             )
-        around = surroundings(listed[0].experiment_id, uri, remember=remember)
-        yield from ((record, around) for record in read_runs(experiment, uri, view_all=False))
         return
     record = latest_run(experiment, uri) if arguments.latest else read_run(arguments.run_id, uri)
     around = surroundings(record.experiment_id, uri, remember=remember)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cedkv.config.load import Loaded, dump_yaml, from_logged, load, load_config
+from cedkv.config.load import Loaded, dump_yaml, forces_prod, from_logged, load, load_config
 from cedkv.config.schema import (
     EMBEDDED,
     Config,
@@ -20,6 +20,7 @@ __all__ = [
     "Loaded",
     "config_hash",
     "dump_yaml",
+    "forces_prod",
     "from_logged",
     "json_schema",
     "load",

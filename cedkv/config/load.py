@@ -158,10 +158,15 @@ def _fill(raw: dict[str, Any], folder: Path) -> None:
     _group(raw, "data").setdefault("source", "generated")
 
 
+def forces_prod(env: Mapping[str, str]) -> bool:
+    """Whether the environment (``CI=true``) allows no policy mode but ``prod``."""
+    return env.get("CI", "").strip().lower() in {"true", "1"}
+
+
 def _force(raw: dict[str, Any], env: Mapping[str, str], notes: list[str], *, strict_hf: bool) -> None:
     """What the environment and the flags decide over the file."""
     runtime = _group(raw, "phase3", "runtime")
-    if env.get("CI", "").strip().lower() in {"true", "1"} and runtime.get("policy_mode") == "debug":
+    if forces_prod(env) and runtime.get("policy_mode") == "debug":
         runtime["policy_mode"] = "prod"
         notes.append("phase3.runtime.policy_mode: debug was forced to prod because CI is set")
     if strict_hf and isinstance(runtime.get("strict_hf", False), bool):

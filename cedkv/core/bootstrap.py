@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from cedkv.core.stats import quantile_rank
 
 RESAMPLES = 2000
 SEED = 3407
@@ -37,7 +38,7 @@ def quantile_reduction_interval(
     if not (np.isfinite(after).all() and np.isfinite(before).all()):
         raise ValueError("a value is not finite; find out why it was measured")
     n = after.size
-    place = math.ceil(round(q * n, 9)) - 1
+    place = quantile_rank(n, q) - 1
     generator = np.random.Generator(np.random.PCG64(SEED))
     drawn = generator.integers(n, size=(RESAMPLES, n))
     late, early = (np.partition(values[drawn], place, axis=1)[:, place] for values in (after, before))

@@ -22,10 +22,15 @@ def order_statistic_quantile(values: Iterable[float], q: float = 0.99) -> float:
     >>> order_statistic_quantile(range(1, 101), 0.99)
     99.0
     """
+    ordered = _sorted(values)
+    return ordered[quantile_rank(len(ordered), q) - 1]
+
+
+def quantile_rank(n: int, q: float = 0.99) -> int:
+    """Rank ``ceil(q * n)`` (1 = smallest) of the empirical quantile of ``n`` values, ``q`` read as a decimal."""
     if not 0.0 < q <= 1.0:
         raise ValueError(f"q is {q}; a quantile level lies in (0, 1]")
-    ordered = _sorted(values)
-    return ordered[math.ceil(Fraction(repr(float(q))) * len(ordered)) - 1]
+    return math.ceil(Fraction(repr(float(q))) * n)
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from cedkv import ledger
 from cedkv.core.verdict import Status, Verdict
 from cedkv.report import escape, text
 from cedkv.report.tables import markdown_table, shown
+from cedkv.tracking.names import MAX_TAG
 
 BEGIN, END = "<!-- cedkv verdict -->", "<!-- end of cedkv verdict -->"
 """The part of a run's description that is ours; what people write around it stays."""
@@ -48,12 +49,28 @@ def metrics(verdict: Verdict) -> dict[str, float]:
 
 
 def description(verdict: Verdict, before: str = "") -> str:
-    """The run's description in Markdown, our part of ``before`` replaced, or set in front of it."""
-    ours = f"{BEGIN}\n{_description(verdict)}\n{END}"
+    """The run's description in Markdown, our part of ``before`` replaced, or set in front of it.
+
+    What people wrote is never cut: where both do not fit a tag, ours is the result alone, or nothing.
+    """
+    for ours in (_description(verdict), _result(verdict)):
+        whole = _placed(f"{BEGIN}\n{ours}\n{END}", before)
+        if len(whole) <= MAX_TAG:
+            return whole
+    return before
+
+
+def _placed(ours: str, before: str) -> str:
     start, end = before.find(BEGIN), before.find(END)
     if 0 <= start < end:
         return before[:start] + ours + before[end + len(END) :]
     return f"{ours}\n\n{before}" if before.strip() else ours
+
+
+def _result(verdict: Verdict) -> str:
+    gates = verdict.gates
+    told = escape.markdown(text.reproduced(verdict.reproduction))
+    return f"**{gates.status.upper()}** · Gate A {gates.gate_a} · Gate B {gates.gate_b} · reproduced: {told}"
 
 
 def _description(verdict: Verdict) -> str:
@@ -64,10 +81,7 @@ def _description(verdict: Verdict) -> str:
         if check.margin is not None or check.status is not Status.PASS
     ]
     lines = [
-        (
-            f"**{gates.status.upper()}** · Gate A {gates.gate_a} · Gate B {gates.gate_b} · reproduced: "
-            f"{escape.markdown(text.reproduced(verdict.reproduction))}"
-        ),
+        _result(verdict),
         "",
         *markdown_table(("gate", "check", "value", "", "limit", "margin", "status"), rows),
     ]

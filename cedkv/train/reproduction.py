@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from cedkv import ledger
+from cedkv.config import forces_prod
 from cedkv.core.errors import UserError
 from cedkv.core.verdict import GateReport
 from cedkv.release.gates import judge
@@ -53,6 +55,10 @@ def reproduce(
             f"run {run_id} is {first.status}: only a finished run can be reproduced; name another"
         )
     config = config_of(first)
+    if forces_prod(os.environ) and config.phase3.runtime.policy_mode == "debug":
+        raise UserError(
+            f"run {run_id} has policy_mode debug, and CI is set, which allows prod only: reproduce it outside CI"
+        )
     corpus_of(first, config)
     experiment = read_ledgers(first.experiment_id, uri).experiment
     tracking = config.tracking.model_copy(update={"uri": uri, "experiment": experiment, "run_name": None})

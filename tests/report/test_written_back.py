@@ -66,3 +66,13 @@ def test_what_people_wrote_stays_and_the_verdict_is_replaced(runs, failing):
     assert second.endswith("\n\nMy note.\nMore.")
     assert (second.count("**FAIL**"), second.count("**PASS**")) == (1, 0)
     assert written_back.description(failing, second) == second
+
+
+@pytest.mark.parametrize(("length", "ours"), [(1000, "worst prompts"), (4500, "**FAIL**"), (4990, None)])
+def test_a_long_note_is_never_cut(failing, length, ours):
+    note = "n" * length
+    page = written_back.description(failing, note)
+    assert page.endswith(note)
+    assert len(page) <= MAX_TAG
+    assert page == note if ours is None else ours in page
+    assert written_back.description(failing, page) == page

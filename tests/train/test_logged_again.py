@@ -204,6 +204,15 @@ def test_what_did_not_finish_is_not_repeated(run):
     assert len(list_runs("again", uri)) == 1
 
 
+def test_ci_repeats_no_debug_run(small_config, store_uri, monkeypatch):
+    config = small_config(f"tracking.uri={store_uri}", *SIZES, "phase3.runtime.policy_mode=debug")
+    run_id = run_training(config, phase=3, progress=False)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(UserError, match="policy_mode debug, and CI is set"):
+        reproduce(run_id, store_uri)
+    assert len(list_runs("cedkv", store_uri)) == 1
+
+
 # -------------------------------------------------------------------------------------------------- what judging leaves
 def test_a_finished_run_carries_its_verdict_and_judging_again_changes_nothing(run, capsys):
     uri, run_id, _ = run
