@@ -5,18 +5,21 @@ Shapes: U OFF prompts, N states, A answer tokens, V vocabulary. All divergences 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cedkv.core.losses import kl_divergence
-from cedkv.data.batching import Padded, by_length, pad_left
+from cedkv.core.losses import kl_divergence, kl_from_logits
+from cedkv.data.batching import Padded, pad_left
 from cedkv.injection import inject
 from cedkv.injection.attention import Attended, armed
 from cedkv.injection.resume import resume_product
-from cedkv.injection.trunk import Ids, Part, Shortcut, Trunk, log_probs
+from cedkv.injection.tree import Ids, Packed
+from cedkv.injection.trunk import Part, Shortcut, Trunk
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 
@@ -68,60 +71,38 @@ def stress(
         plain: run every row through the whole model.
     """
     count = states.count
-    kl = torch.empty(len(prompts), count)
-    base_top = torch.empty(len(prompts), dtype=torch.long)
-    student_top = torch.empty(len(prompts), count, dtype=torch.long)
-    passes = _plain_passes if plain else _resumed_passes
-    with armed(model):
-        for group, columns, base, student in passes(model, states, prompts, batch_rows):
-            base_top[group] = base.argmax(-1).cpu()
-            places = torch.tensor(group)[:, None], columns.cpu()
-            kl[places] = kl_divergence(student, base[:, None]).float().cpu()
-            student_top[places] = student.argmax(-1).cpu()
-    return StressResult(kl, base_top, student_top)
-
-
-_Pass = tuple[list[int], Tensor, Tensor, Tensor]
-"""Indices of P prompts, columns of R states, log-probabilities of base [P, V] and student [P, R, V]."""
-
-
-def _plain_passes(
-    model: CausalLM, states: States, prompts: Sequence[Ids], batch_rows: int
-) -> Iterator[_Pass]:
-    """By whole forward passes."""
-    for group in by_length([len(p) for p in prompts], max(1, batch_rows // states.count)):
-        ids = torch.tensor([prompts[u] for u in group], device=model.device)
-        base = log_probs(model, ids, 1)[:, 0]
-        for columns in _columns(states, batch_rows):
-            times = columns.numel()
-            with inject(model, states, columns.repeat(len(group))):
-                student = log_probs(model, ids.repeat_interleave(times, 0), 1)
-            yield group, columns, base, student.view(len(group), times, -1)
-
-
-def _resumed_passes(
-    model: CausalLM, states: States, prompts: Sequence[Ids], batch_rows: int
-) -> Iterator[_Pass]:
-    """From the first injected layer on."""
-    part = _part_of(model, states, prompts)
+    part = _part_of(model, states, prompts, Shortcut.PLAIN if plain else Shortcut.TRUNK)
     trunk = part.trunk
-    for group, bucket, rows in trunk.groups(part.places, max(1, batch_rows // states.count)):
-        base = bucket.base[rows][:, 0]
-        for columns in _columns(states, batch_rows):
-            student = resume_product(model, bucket, rows, states, columns, shortcut=trunk.shortcut)
-            yield group, columns, base, student[:, :, 0]
+    kl = torch.empty(len(prompts), count, device=model.device)
+    base_top = torch.empty(len(prompts), dtype=torch.long, device=model.device)
+    student_top = torch.empty_like(kl, dtype=torch.long)
+    with armed(model):
+        for packed in trunk.product(part.places, batch_rows, count):
+            base = trunk.base(packed)
+            base_top[packed.member] = base.argmax(-1)[packed.row, packed.end]
+            for columns in _columns(states, packed, batch_rows):
+                student = resume_product(model, trunk, packed, states, columns)
+                found, top = kl_from_logits(student, base)
+                places = packed.member[:, None], columns
+                kl[places] = found[packed.row, :, packed.end].float()
+                student_top[places] = top[packed.row, :, packed.end]
+    return StressResult(kl.cpu(), base_top.cpu(), student_top.cpu())
 
 
-def _columns(states: States, batch_rows: int) -> Iterator[Tensor]:
-    """The states in parts that fit one forward pass."""
+def _columns(states: States, packed: Packed, batch_rows: int) -> Iterator[Tensor]:
+    """The states in parts of like size that fit one forward pass."""
     device = next(iter(states.keys.values())).device
-    return iter(torch.arange(states.count, device=device).split(batch_rows))
+    rows = packed.member.numel()
+    parts = min(states.count, math.ceil(states.count * rows / batch_rows))
+    return iter(torch.arange(states.count, device=device).tensor_split(parts))
 
 
-def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids]) -> Part:
-    """`prompts` as part of a trunk; a new one where they are a plain sequence."""
+def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids], shortcut: Shortcut) -> Part:
+    """`prompts` as part of a trunk; a new one, with `shortcut`, where they are a plain sequence."""
+    if isinstance(prompts, Trunk | Part) and shortcut is Shortcut.PLAIN:
+        prompts = list(prompts)
     if not isinstance(prompts, Trunk | Part):
-        prompts = Trunk(model, prompts, states.layers[0], shortcut=Shortcut.TRUNK)
+        prompts = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
     part = prompts if isinstance(prompts, Part) else prompts.take(range(len(prompts)))
     if part.trunk.first_layer != states.layers[0]:
         raise ValueError(
@@ -129,6 +110,10 @@ def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids]) -> Part:
             "make a new trunk"
         )
     return part
+
+
+ROUNDING = 2.0
+"""How many times as far from float32 as the plain pass a shortcut may be in half precision."""
 
 
 def choose_shortcut(
@@ -139,20 +124,44 @@ def choose_shortcut(
     The difference is that of the KL to the base over all prompts and states, in nats, or relative to a KL over one nat.
     Where a family's code does not allow a way, or it differs by more than `tolerance`, the next longer one is tried;
     `Shortcut.PLAIN` differs by 0.
+
+    In half precision two right ways differ by more than that. There a way must agree to `tolerance` in a float32 copy of
+    the model, and in the model itself be as near to that copy's plain pass as its own plain pass is, `ROUNDING` times.
     """
     plain = stress(model, states, prompts, batch_rows=64, plain=True).kl
+    if torch.finfo(model.dtype).bits >= 32:
+        for shortcut, kl in _ways(model, states, prompts, max(Shortcut)):
+            if _difference(kl, plain) <= tolerance:
+                return shortcut, _difference(kl, plain)
+        return Shortcut.PLAIN, 0.0
+    exact = copy.deepcopy(model).float()
+    truth = stress(exact, states, prompts, batch_rows=64, plain=True).kl
+    longest, _ = choose_shortcut(exact, states, prompts, tolerance)
+    limit = max(tolerance, ROUNDING * _difference(plain, truth))
+    for shortcut, kl in _ways(model, states, prompts, longest):
+        if _difference(kl, truth) <= limit:
+            return shortcut, _difference(kl, plain)
+    return Shortcut.PLAIN, 0.0
+
+
+def _ways(
+    model: CausalLM, states: States, prompts: Sequence[Ids], longest: Shortcut
+) -> Iterator[tuple[Shortcut, Tensor]]:
+    """The KL [U, N] by every shortcut up to `longest` that the model's code allows, the shortest way first."""
     for shortcut in sorted(Shortcut, reverse=True):
-        if shortcut is Shortcut.PLAIN:
-            break
+        if shortcut is Shortcut.PLAIN or shortcut > longest:
+            continue
         try:
             trunk = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
             found = stress(model, states, trunk, batch_rows=64).kl
-            error = ((found - plain).abs() / plain.clamp_min(1.0)).max().item()
         except (RuntimeError, TypeError, ValueError, IndexError):  # NoShortcutError among them
             continue  # this family's layers are called or built in another way
-        if error <= tolerance:
-            return shortcut, error
-    return Shortcut.PLAIN, 0.0
+        yield shortcut, found
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest one, relative where `wanted` is over 1; infinite where one is not a number."""
+    return torch.nan_to_num((found - wanted).abs() / wanted.clamp_min(1.0), nan=math.inf).max().item()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from cedkv.evaluate import (
     stress,
 )
 from cedkv.injection import inject
+from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.models.layers import attention_modules
 
 LENGTHS = (5, 3, 8, 5, 1, 5, 3)
@@ -86,13 +87,16 @@ def test_the_size_of_a_batch_changes_nothing(tiny, prompts, batch_rows, plain):
 def test_no_forward_pass_is_larger_than_asked_for(tiny, prompts):
     model, seen = tiny("qwen3"), []
     states = tiny.memory(model, STATES, layers=[1, 2])
-    handle = model.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape[0]))
+    handle = model.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape[:2].numel()))
     try:
-        stress(model, states, prompts, batch_rows=3)
-        assert max(seen) == 3
-        seen.clear()
-        stress(model, states, prompts, batch_rows=8)
-        assert max(seen) == 8  # two prompts of one length under all four states
+        for shortcut in Shortcut:
+            trunk = Trunk(model, prompts, 1, shortcut=shortcut)
+            seen.clear()
+            stress(model, states, trunk, batch_rows=3)
+            assert max(seen) <= 3
+            seen.clear()
+            stress(model, states, trunk, batch_rows=8)
+            assert 3 < max(seen) <= 8
     finally:
         handle.remove()
 

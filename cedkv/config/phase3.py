@@ -204,6 +204,8 @@ class Eval(Section):
     """runs that must agree before a result counts as reproduced"""
     batch_rows: Count = 256
     """rows (prompt × state) per forward pass"""
+    trunk_memory_gib: NonNegative = 4.0
+    """memory for what passes over fixed prompts share, in GiB; what is over lies in a file in the temporary folder"""
     near_miss_share: Annotated[float, Field(ge=0.25, le=1)] = 0.25
     """share of the stress set that are near misses of the documents in the bank, where prompts are generated"""
     off_fixed_stress: OffFixedStress = section(OffFixedStress)

@@ -29,7 +29,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
-from cedkv.injection.masks import causal_mask, full_mask, with_slots
+from cedkv.injection.masks import additive, causal_mask, full_mask, unless_replaced, with_slots
 from cedkv.memory.state import States
 from cedkv.models.layers import AttentionLayer, attention_modules
 
@@ -49,6 +49,9 @@ class AttentionCall:
     slots: int
     softcap: float | None = None  # Gemma 2: scores are c · tanh(score / c)
     sinks: Tensor | None = None  # gpt-oss: [H], a score per head that takes weight and gives nothing
+    last: Tensor | None = (
+        None  # [B, K] the queries that count as the last ones, where these are not at the end
+    )
 
     def last_weights(self, queries: int) -> Tensor:
         """Attention weights [B, H, queries, S + T] of the last `queries` positions, recomputed in float32.
@@ -57,19 +60,28 @@ class AttentionCall:
         """
         groups = self.query.shape[1] // self.key.shape[1]
         key = self.key.repeat_interleave(groups, dim=1).float()
-        scores = self.query[:, :, -queries:].float() @ key.transpose(-1, -2) * self.scaling
+        mask = self.mask
+        if mask is None:
+            mask = causal_mask(self.query.shape[2], self.key.shape[2], key.device)[None, None]
+        query, mask = (last_of(x, self.last, queries) for x in (self.query, mask))
+        scores = query.float() @ key.transpose(-1, -2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * (scores / self.softcap).tanh()
-        if self.mask is None:
-            mask = causal_mask(self.query.shape[2], self.key.shape[2], scores.device)[-queries:]
-        else:
-            mask = self.mask[:, :, -queries:]
         # An additive mask hides a key by the smallest number of its type: in half precision no more than -65504.
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
         if self.sinks is None:
             return scores.softmax(-1)
         sinks = self.sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
         return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+
+
+def last_of(x: Tensor, last: Tensor | None, queries: int) -> Tensor:
+    """The last `queries` of axis 2 of `x` [B or 1, H or 1, Q, ...]; of the places `last` [B, K] where these are given."""
+    if last is None:
+        return x[:, :, -queries:]
+    at = last[:, -queries:]
+    rows = torch.arange(at.shape[0], device=at.device)[:, None] if x.shape[0] > 1 else 0
+    return x.transpose(1, 2)[rows, at].transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +91,11 @@ class MergedCall:
     layer: int
     slots: int
     weights: Tensor  # [B, H, Q, S], of the slots only
+    last: Tensor | None = None  # as in `AttentionCall`
 
     def last_weights(self, queries: int) -> Tensor:
         """Attention weights [B, H, queries, S] of the last `queries` positions on the slots."""
-        return self.weights[:, :, -queries:]
+        return last_of(self.weights, self.last, queries)
 
 
 class Attended(Protocol):
@@ -100,29 +113,32 @@ Observer = Callable[[AttentionCall], None]
 
 
 class Tail:
-    """Lets a layer attend with the queries of its last positions only, to keys and values of all of them.
+    """Lets a layer attend with the queries of some positions only, to keys and values of all of them.
 
     The layer is called twice. The first call ends at its attention with `Captured`, when keys and values are known;
-    the second one gets the last positions only.
+    the second one gets the chosen positions only.
+
+    Args:
+        mask: [B or 1, 1, queries, T] bool, what the chosen positions see.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
         self.key: Tensor | None = None
         self.value: Tensor | None = None
-        self.mask: Tensor | None = None
 
-    def capture(self, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-        """Keep what the first call brought, and end it."""
-        self.key, self.value, self.mask = key, value, mask
-        raise Captured
 
-    def last(self, queries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and the mask [B or 1, 1, queries, T] of the last `queries` positions."""
-        assert self.key is not None
-        assert self.value is not None
-        if self.mask is None:
-            return self.key, self.value, causal_mask(queries, self.key.shape[2], self.key.device)[None, None]
-        return self.key, self.value, self.mask[:, :, -queries:]
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a layer attends in rows that hold several prompts: each position sees its own prompt.
+
+    `mask` [B or 1, 1, Q, T] bool replaces the model's own; `last` [B, K] are the places where prompts end; `tail` is for
+    a layer that is called for its ends only.
+    """
+
+    mask: Tensor
+    last: Tensor
+    tail: Tail | None = None
 
 
 class Captured(Exception):  # noqa: N818 - no error: the way out of a layer whose keys are known
@@ -137,7 +153,7 @@ class _Active:
     states: States | None
     rows: Tensor | None
     observer: Observer | None
-    tail: Tail | None = None
+    packing: Packing | None = None
 
 
 # Keyed by module, so that blocks of different models can stand inside one another.
@@ -167,11 +183,10 @@ def _attention(
     active = _ACTIVE.get().get(module)
     if active is None:
         return stock(module, query, key, value, attention_mask, **kwargs)
-    layer, states, slots = active.layer.index, active.states, 0
-    if active.tail is not None:
-        if active.tail.key is None:
-            active.tail.capture(key, value, attention_mask)
-        key, value, attention_mask = active.tail.last(query.shape[2])
+    layer, states, slots, last = active.layer.index, active.states, 0, None
+    if active.packing is not None:
+        _refuse_sparse(module, kwargs)
+        key, value, attention_mask, last = _packed(active.packing, key, value)
         kwargs["is_causal"] = False
     if states is not None and layer in states.keys:
         _refuse_sparse(module, kwargs)
@@ -182,9 +197,22 @@ def _attention(
         kwargs["is_causal"] = False
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        extra = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-        active.observer(AttentionCall(layer, query, key, value, attention_mask, scaling, slots, **extra))
+        call = AttentionCall(layer, query, key, value, attention_mask, scaling, slots)
+        active.observer(replace(call, softcap=kwargs.get("softcap"), sinks=kwargs.get("s_aux"), last=last))
+    if implementation == "eager" and attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = additive(attention_mask, query.dtype)
     return stock(module, query, key, value, attention_mask, **kwargs)
+
+
+def _packed(packing: Packing, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Keys, values, mask, and the places of the last positions among the queries (None: at the end)."""
+    tail = packing.tail
+    if tail is None:
+        return key, value, packing.mask, packing.last
+    if tail.key is None or tail.value is None:
+        tail.key, tail.value = key, value
+        raise Captured
+    return tail.key, tail.value, tail.mask, None
 
 
 def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -213,8 +241,8 @@ def _register(implementation: str, mask_function: Callable[..., Any]) -> None:
     AttentionMaskInterface.register(PREFIX + implementation, mask_function)
 
 
-_register("sdpa", full_mask)
-_register("eager", eager_mask)
+_register("sdpa", unless_replaced(full_mask))
+_register("eager", unless_replaced(eager_mask))
 
 
 @contextmanager
@@ -274,7 +302,7 @@ def inject(
     rows: Tensor | None = None,
     observer: Observer | None = None,
     *,
-    tail: Mapping[nn.Module, Tail] = MappingProxyType({}),
+    packing: Mapping[nn.Module, Packing] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Within the block, `model` attends to `states` before its own keys.
 
@@ -283,7 +311,7 @@ def inject(
         rows: [B] index of the state each row of the batch gets; None gives the one state to every row. A batch of
             k · B rows (beam search) repeats each row's state k times.
         observer: called with every injected layer's `AttentionCall`; with nothing injected, with every layer's.
-        tail: attention modules that a `resume` calls for their last positions only.
+        packing: attention modules to which rows come that hold several prompts (see `cedkv.injection.resume`).
 
     Raises:
         UserError: an attention implementation that cannot carry slots.
@@ -292,7 +320,7 @@ def inject(
     if states is not None and states.slots == 0:
         states = None
     own = attention_modules(model)
-    if states is None and observer is None and not tail:
+    if states is None and observer is None and not packing:
         if not model.config._attn_implementation.startswith(PREFIX):  # noqa: SLF001
             yield  # untouched, whatever its attention implementation
             return
@@ -303,8 +331,8 @@ def inject(
         _check(states, rows, {layer.index for layer in own.values()})
         chosen = {module: layer for module, layer in own.items() if layer.index in states.keys}
     active = {m: _Active(layer, states, rows, observer) for m, layer in chosen.items()}
-    for module, last in tail.items():
-        active[module] = replace(active.get(module, _Active(own[module], None, None, None)), tail=last)
+    for module, how in packing.items():
+        active[module] = replace(active.get(module, _Active(own[module], None, None, None)), packing=how)
     with _activated(model, own, active):
         yield
 
@@ -318,10 +346,16 @@ def _check(states: States, rows: Tensor | None, attention: set[int]) -> None:
         )
     if rows is None and states.count > 1:
         raise ValueError(f"{states.count} states need `rows`, the state of each row of the batch")
-    if rows is not None and (rows.ndim != 1 or not bool(((rows >= 0) & (rows < states.count)).all())):
+    # On a GPU the check would wait for everything before it; there an index out of range fails in the kernel.
+    known = rows is not None and rows.device.type == "cpu"
+    if rows is not None and (rows.ndim != 1 or (known and not _within(rows, states.count))):
         raise ValueError(
             f"rows {rows.tolist()} must name states 0 to {states.count - 1}, one for each row of the batch"
         )
+
+
+def _within(rows: Tensor, count: int) -> bool:
+    return bool(((rows >= 0) & (rows < count)).all())
 
 
 @contextmanager

@@ -5,6 +5,9 @@ Shapes: B rows, Q queries, T keys, S slots. A mask is bool (True: attend) or add
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,10 +36,13 @@ def with_slots(states: States, window: int | None, mask: Tensor | None, queries:
             at = torch.arange(length - queries, length, device=mask.device)
             visible = at[:, None] - states.positions[None, :] < window
     if mask.dtype != torch.bool:
-        visible = torch.zeros_like(visible, dtype=mask.dtype).masked_fill(
-            ~visible, torch.finfo(mask.dtype).min
-        )
+        visible = additive(visible, mask.dtype)
     return torch.cat([visible.expand(mask.shape[0], mask.shape[1], -1, -1), mask], dim=3)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as one that is added to scores: 0 to attend, the smallest number of `dtype` to hide."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _refuse_left_padding(mask: Tensor, queries: int, length: int) -> None:
@@ -52,3 +58,25 @@ def _refuse_left_padding(mask: Tensor, queries: int, length: int) -> None:
 def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Sdpa's mask, never skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+_REPLACED: ContextVar[bool] = ContextVar("cedkv_masks_replaced", default=False)
+
+
+@contextmanager
+def no_masks() -> Iterator[None]:
+    """Within the block models make no masks: whoever attends brings their own."""
+    token = _REPLACED.set(True)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(token)
+
+
+def unless_replaced(make: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """`make`, but None within `no_masks`."""
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        return None if _REPLACED.get() else make(*args, **kwargs)
+
+    return mask

@@ -1,9 +1,10 @@
 """Run the model's own code from its first injected layer on, for prompts whose way up to there is kept in a `Trunk`.
 
 Nothing of the model is rewritten: layers below pass their input on, the first injected one gets the kept hidden states,
-and the last one is called twice (see `Tail`). Leaving the block restores every forward method.
+and the last one is called for the positions that matter only (see `Tail`). Every attention gets the mask of the packed
+rows. Leaving the block restores every forward method.
 
-Shapes: R rows (prompt, state), T tokens.
+Shapes: B packed rows of U nodes with K ends, N states, R = B · N rows of a pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cedkv.injection.attention import Attended, Captured, MergedCall, Tail, inject
-from cedkv.injection.trunk import Bucket, NoShortcutError, OwnAttention, Shortcut, log_probs
+from cedkv.injection.attention import Attended, Captured, MergedCall, Packing, Tail, inject
+from cedkv.injection.masks import no_masks
+from cedkv.injection.merge import OwnAttention
+from cedkv.injection.tree import Packed
+from cedkv.injection.trunk import NoShortcutError, Shortcut, Trunk, whole_pass
 from cedkv.memory.state import States
 from cedkv.models.layers import attention_modules, decoder_layers
 
@@ -27,94 +33,109 @@ OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 
 def resume(
     model: PreTrainedModel,
-    bucket: Bucket,
-    prompts: Tensor,
+    trunk: Trunk,
+    packed: Packed,
     states: States,
     rows: Tensor,
     *,
-    shortcut: Shortcut,
     observer: Callable[[Attended], None] | None = None,
 ) -> Tensor:
-    """Log-probabilities [R, keep, V] of prompts of one bucket, each under its state, differentiable in `states`.
+    """Logits [B, K, V] of packed prompts, each row under its state, differentiable in `states`.
 
     Args:
-        bucket: prompts of one length, from a trunk that ends where the first of `states` enters.
-        prompts: [R] rows of the bucket, repeats allowed.
+        trunk: where the prompts come from; it ends where the first of `states` enters.
         states: what is injected.
-        rows: [R] the state of each row.
-        shortcut: what is left out; not more than the trunk was made for.
+        rows: [B] the state of each row.
         observer: called for every injected layer.
     """
     first = states.layers[0]
 
-    def attend(own: OwnAttention) -> Tensor:
+    def attend(own: OwnAttention, last: Tensor | None) -> Tensor:
         out, weights = own.merged(states.keys[first][rows], states.values[first][rows])
         if observer is not None:
-            observer(MergedCall(first, states.slots, weights))
+            observer(MergedCall(first, states.slots, weights, last))
         return out
 
-    return _resumed(model, bucket, prompts, _Injected(states, rows, observer, attend, prompts), shortcut)
+    return _resumed(model, trunk, packed, _Injected(states, rows, 1, observer, attend))
 
 
 def resume_product(
-    model: PreTrainedModel,
-    bucket: Bucket,
-    prompts: Tensor,
-    states: States,
-    columns: Tensor,
-    *,
-    shortcut: Shortcut,
+    model: PreTrainedModel, trunk: Trunk, packed: Packed, states: States, columns: Tensor
 ) -> Tensor:
-    """Log-probabilities [P, N, keep, V] of P prompts of one bucket, each under every one of the N states `columns`."""
+    """Logits [B, N, K, V] of packed prompts, each row under every one of the N states `columns`; no graph is made."""
     first, times = states.layers[0], columns.numel()
 
-    def attend(own: OwnAttention) -> Tensor:
+    def attend(own: OwnAttention, _: Tensor | None) -> Tensor:
         return own.merged_with_all(states.keys[first][columns], states.values[first][columns]).flatten(0, 1)
 
-    injected = _Injected(states, columns.repeat(prompts.numel()), None, attend, prompts)
-    found = _resumed(model, bucket, prompts.repeat_interleave(times), injected, shortcut)
-    return found.unflatten(0, (prompts.numel(), times))
+    rows = packed.nodes.shape[0]
+    injected = _Injected(states, columns.repeat(rows), times, None, attend)
+    return _resumed(model, trunk, packed, injected).unflatten(0, (rows, times))
 
 
 @dataclass(frozen=True, slots=True)
 class _Injected:
-    """The states of R rows; `attend` merges them with the first layer's attention of the prompts `asked`."""
+    """The states of R rows, which are the packed ones `times` each; `attend` merges the first layer's with its own."""
 
     states: States
     rows: Tensor
+    times: int
     observer: Callable[[Attended], None] | None
-    attend: Callable[[OwnAttention], Tensor]
-    asked: Tensor
+    attend: Callable[[OwnAttention, Tensor | None], Tensor]  # [R, U or K, H, E]
 
 
-def _resumed(
-    model: PreTrainedModel, bucket: Bucket, prompts: Tensor, injected: _Injected, shortcut: Shortcut
-) -> Tensor:
-    states, rows, observer = injected.states, injected.rows, injected.observer
-    if shortcut is Shortcut.PLAIN:
-        with inject(model, states, rows, observer):
-            return log_probs(model, bucket.ids[prompts], bucket.keep)
-    assert bucket.hidden is not None
+def _resumed(model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _Injected) -> Tensor:
+    states, times = injected.states, injected.times
+    ids = _each(trunk.tokens(packed.nodes), times)
+    if trunk.shortcut is Shortcut.PLAIN:
+        with inject(model, states, injected.rows, injected.observer):
+            return whole_pass(model, ids, packed.ends.shape[1])
     layers = decoder_layers(model)
     first, last = states.layers[0], len(layers) - 1
-    modules = {layer.index: module for module, layer in attention_modules(model).items()}
+    modules = {layer.index: (module, layer.window) for module, layer in attention_modules(model).items()}
+    merge, tail = trunk.shortcut >= Shortcut.MERGE, trunk.shortcut >= Shortcut.TAIL and last in modules
+    at_once = (
+        merge and first == last
+    )  # its keys and values of the prompts are known: only the ends go through it
+    packing = {
+        module: _packing(packed, window, times, tail=tail and index == last)
+        for index, (module, window) in modules.items()
+        if index > first or (index == first and not merge)
+    }
     with ExitStack() as stack:
-        stack.enter_context(_begun(layers, first, bucket.hidden[prompts]))
-        # Where the first injected layer is the last one, too, its queries of earlier positions are not needed either.
-        at_once = shortcut >= Shortcut.MERGE and first == last
-        if shortcut >= Shortcut.MERGE:
-            assert bucket.own is not None
-            own = bucket.own.take(injected.asked, bucket.keep if at_once else None)
-            stack.enter_context(_merged(modules[first], lambda: injected.attend(own)))
+        stack.enter_context(_begun(layers, first, _each(trunk.hidden(packed.nodes), times)))
+        if merge:
+            own = trunk.own(packed.at_ends(packed.nodes) if at_once else packed.nodes)
+            spots = None if at_once else packed.ends
+            stack.enter_context(_merged(modules[first][0], lambda: injected.attend(own, spots)))
         if at_once:
-            stack.enter_context(_shortened(layers[last], bucket.keep))
-        tails = (
-            {modules[last]: Tail()} if shortcut >= Shortcut.TAIL and last in modules and not at_once else {}
-        )
-        if tails:
-            stack.enter_context(_tailed(layers[last], bucket.keep))
-        stack.enter_context(inject(model, states, rows, observer, tail=tails))
-        return log_probs(model, bucket.ids[prompts], bucket.keep)
+            stack.enter_context(_replaced(layers[last], _at_ends(layers[last].forward, packed)))
+        elif tail:
+            stack.enter_context(_replaced(layers[last], _tailed(layers[last], modules[last][0], packed)))
+        stack.enter_context(_given_back(layers[last], packed, cut=not (tail or at_once)))
+        stack.enter_context(no_masks())
+        stack.enter_context(inject(model, states, injected.rows, injected.observer, packing=packing))
+        return model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),  # spares the model the search for packed sequences
+            position_ids=packed.depths if packed.depths.shape[0] == 1 else _each(packed.depths, times),
+            use_cache=False,
+            logits_to_keep=torch.arange(packed.ends.shape[1], device=ids.device),
+        ).logits
+
+
+def _each(x: Tensor, times: int) -> Tensor:
+    """Each row of `x` `times` times."""
+    if x.shape[0] == 1:
+        return x.expand(times, *x.shape[1:])
+    return x.repeat_interleave(times, 0) if times > 1 else x
+
+
+def _packing(packed: Packed, window: int | None, times: int, *, tail: bool) -> Packing:
+    """What attention of one layer needs to know."""
+    mask = packed.windowed(window)
+    chosen = Tail(_each(packed.at_ends(mask), times)[:, None]) if tail else None
+    return Packing(_each(mask, times)[:, None], packed.ends, chosen)
 
 
 @contextmanager
@@ -151,63 +172,106 @@ def _begun(layers: nn.ModuleList, first: int, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _tailed(layer: nn.Module, keep: int) -> Iterator[None]:
-    """`layer` gives its last `keep` positions only."""
-    whole = layer.forward
+def _given_back(layer: nn.Module, packed: Packed, *, cut: bool) -> Iterator[None]:
+    """What `layer` gives becomes [R, U, h] with the ends in front: some models insist on the length they were given.
 
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    Args:
+        cut: take the ends out of it first.
+    """
+    length, ends = packed.nodes.shape[1], packed.ends.shape[1]
+
+    def leave(_: nn.Module, __: Any, found: Tensor) -> Tensor:
+        found = packed.at_ends(found) if cut else found
+        if ends == length:
+            return found
+        whole = found.new_zeros(found.shape[0], length, found.shape[2])
+        whole[:, :ends] = found
+        return whole
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_ALL_QUERIES: WeakSet[nn.Module] = WeakSet()
+"""Attention modules whose code does not go through with queries of one head."""
+
+
+def _tailed(layer: nn.Module, attention: nn.Module, packed: Packed) -> Callable[..., Any]:
+    """The forward of `layer` that gives its ends only."""
+    whole, at_ends = layer.forward, _at_ends(layer.forward, packed)
+
+    def until_keys(*args: Any, **kwargs: Any) -> bool:
+        """Run until keys and values of all positions are known; the queries of this call are never read."""
         try:
-            whole(hidden_states, *args, **kwargs)
+            whole(*args, **kwargs)
         except Captured:
-            return _last_positions(whole, hidden_states, keep, args, kwargs)
-        raise RuntimeError(f"{type(layer).__name__} did not call its attention")
+            return True
+        return False
 
-    with _replaced(layer, forward):
-        yield
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not (_with_one_head(attention, until_keys, args, kwargs) or until_keys(*args, **kwargs)):
+            raise NoShortcutError(f"{type(layer).__name__} did not call its attention")
+        return at_ends(*args, **kwargs)
+
+    return forward
 
 
-@contextmanager
-def _shortened(layer: nn.Module, keep: int) -> Iterator[None]:
-    """`layer` is called for its last `keep` positions only."""
-    whole = layer.forward
+def _with_one_head(
+    attention: nn.Module,
+    until_keys: Callable[..., bool],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bool:
+    """Call `until_keys` with zeros of one head for queries; False where this family's code does not allow it."""
+    size = getattr(attention, "head_dim", None)
+    project = getattr(attention, "q_proj", None)
+    if attention in _ALL_QUERIES or not isinstance(project, nn.Module) or not isinstance(size, int):
+        return False
+
+    def one_head(x: Tensor) -> Tensor:
+        return x.new_zeros(1).expand(*x.shape[:-1], size)
+
+    try:
+        with _replaced(project, one_head):
+            if until_keys(*args, **kwargs):
+                return True
+    except (RuntimeError, ValueError, IndexError):
+        pass
+    _ALL_QUERIES.add(attention)
+    return False
+
+
+def _at_ends(whole: Callable[..., Any], packed: Packed) -> Callable[..., Any]:
+    """A layer's forward that is called for its ends only."""
+    length = packed.nodes.shape[1]
+
+    def cut(value: Any) -> Any:
+        """Position ids [1 or R, U] and rotary inputs [1 or R, U, D] at the ends."""
+        if isinstance(value, tuple):
+            return tuple(cut(item) for item in value)
+        of_positions = isinstance(value, Tensor) and value.ndim in (2, 3) and value.shape[1] == length
+        return packed.at_ends(value) if of_positions else value
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _last_positions(whole, hidden_states, keep, args, kwargs)
+        named = {name: cut(value) for name, value in kwargs.items()}
+        return whole(packed.at_ends(hidden_states), *(cut(value) for value in args), **named)
 
-    with _replaced(layer, forward):
-        yield
-
-
-def _last_positions(
-    whole: Callable[..., Any], hidden_states: Tensor, keep: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    length = hidden_states.shape[1]
-    rest = (_cut(value, length, keep) for value in args)
-    named = {name: _cut(value, length, keep) for name, value in kwargs.items()}
-    return whole(hidden_states[:, -keep:], *rest, **named)
-
-
-def _cut(value: Any, length: int, keep: int) -> Any:
-    """The last `keep` positions of position ids [.., T] and rotary inputs [B, T, D]; masks [B, 1, T, T] as they are."""
-    if isinstance(value, Tensor):
-        if value.ndim == 3 and value.shape[1] == length:
-            return value[:, -keep:]
-        return value[..., -keep:] if value.ndim in (1, 2) and value.shape[-1] == length else value
-    if isinstance(value, tuple):
-        return tuple(_cut(item, length, keep) for item in value)
-    return value
+    return forward
 
 
 @contextmanager
 def _merged(module: nn.Module, attend: Callable[[], Tensor]) -> Iterator[None]:
-    """The attention `module` gives what `attend` [R, H, T, D] does, behind its own output projection."""
+    """The attention `module` gives what `attend` [R, U, H, E] does, behind its own output projection."""
     project = next((getattr(module, name) for name in OUTPUT_PROJECTIONS if hasattr(module, name)), None)
     if project is None:
         raise NoShortcutError(f"{type(module).__name__} has none of {', '.join(OUTPUT_PROJECTIONS)}")
     dtype = next(project.parameters()).dtype
 
     def forward(*_: Any, **__: Any) -> tuple[Tensor, None]:
-        return project(attend().transpose(1, 2).flatten(2).to(dtype)), None
+        return project(attend().flatten(2).to(dtype)), None
 
     with _replaced(module, forward):
         yield

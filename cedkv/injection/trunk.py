@@ -1,22 +1,23 @@
 """Fixed prompts, computed once up to the first injected layer: whoever measures or trains a memory starts there.
 
 Below the first injected layer a prompt's hidden states are the same for the base model and for every state. A `Trunk`
-keeps them; `cedkv.injection.resume` runs the model's own code from there on, in three steps that each save more:
+keeps them; `cedkv.injection.resume` runs the model's own code from there on, in steps that each save more:
 
 `TRUNK`  the layers below the first injected one pass their input on; that layer gets the kept hidden states.
 `TAIL`   the last layer computes keys and values for all positions, and everything else for the last ones only.
 `MERGE`  in the first injected layer the prompt's attention to itself is kept as well, with its log-sum-exp, and the
          slots' attention is merged into it: its projections of query, key and value are never computed again.
+`SHARE`  prompts that begin alike stand in one row, as a tree: what they share is computed once for each state.
 
 Nothing is approximated; `cedkv.evaluate.choose_shortcut` measures on a probe how far each is from the plain pass.
 
-Shapes: P prompts of one length T, R rows (prompt, state), H query heads, G kv heads, S slots, D head size.
+Shapes: P prompts of one length T, M nodes (see `cedkv.injection.tree`), V vocabulary, h hidden size, H query heads.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,11 +27,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cedkv.injection.attention import AttentionCall, observe
-from cedkv.injection.masks import causal_mask
+from cedkv.injection.attention import observe
+from cedkv.injection.merge import OwnAttention, Scoring, own_attention
+from cedkv.injection.storage import Room, picked
+from cedkv.injection.tree import Ids, Packed, Tree, batches, grow, pack, partition, plant
 from cedkv.models.layers import decoder_layers
 
-Ids = tuple[int, ...]
+TOKENS_OF_A_ROW = 32
+"""A pass that makes a trunk has at most this many tokens for each of its `batch_rows`."""
+PADDING = 1.5
+"""The longest row of a batch is at most this many times as long as the shortest one."""
+SMALLEST_TREE = 64
+"""Nodes a row may have even where the model is small."""
 
 
 class NoShortcutError(RuntimeError):
@@ -44,110 +52,11 @@ class Shortcut(IntEnum):
     TRUNK = 1
     TAIL = 2
     MERGE = 3
+    SHARE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class OwnAttention:
-    """The first injected layer's attention of prompts to themselves: query and output [P, H, T, D], log-sum-exp [P, H, T].
-
-    Output and log-sum-exp are float32.
-    """
-
-    query: Tensor
-    out: Tensor
-    lse: Tensor
-    scaling: float
-
-    def take(self, rows: Tensor, last: int | None = None) -> OwnAttention:
-        """That of `rows` [R], at the `last` positions only where a number is given."""
-        at = slice(None) if last is None else slice(-last, None)
-        return OwnAttention(
-            self.query[rows][:, :, at], self.out[rows][:, :, at], self.lse[rows][:, :, at], self.scaling
-        )
-
-    def merged(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Each prompt under a state of its own: output [R, H, T, D] and the weights of the slots [R, H, T, S], float32.
-
-        Two softmaxes over disjoint keys combine by their log-sum-exps, as in FlashAttention's blocks (Dao et al., 2022).
-
-        Args:
-            key, value: [R, G, S, D].
-        """
-        groups = self.query.shape[1] // key.shape[1]
-        key, value = (x.float().repeat_interleave(groups, dim=1) for x in (key, value))
-        scores = self.query.float() @ key.transpose(-1, -2) * self.scaling
-        lse = torch.logaddexp(self.lse, scores.logsumexp(-1))
-        weights = (scores - lse[..., None]).exp()
-        return weights @ value + (self.lse - lse).exp()[..., None] * self.out, weights
-
-    def merged_with_all(self, key: Tensor, value: Tensor) -> Tensor:
-        """Every prompt under every one of N states: output [P, N, H, T, D], as `merged` gives it row by row.
-
-        The queries of all prompts meet the slots of all states in one matrix product per kv head.
-
-        Args:
-            key, value: [N, G, S, D].
-        """
-        (prompts, heads, length, _), (states, kv_heads, slots, size) = self.query.shape, value.shape
-        shape = (prompts, kv_heads, heads // kv_heads, length)
-        query, own = (
-            x.float().view(*shape, -1).transpose(0, 1).flatten(1, 3) for x in (self.query, self.out)
-        )
-        own_lse = (
-            self.lse.view(shape).transpose(0, 1).flatten(1)[:, None]
-        )  # [G, 1, X], X = prompts, heads, tokens
-        keys = key.float().permute(1, 3, 0, 2).flatten(2)
-        scores = (query @ keys * self.scaling).unflatten(2, (states, slots)).transpose(1, 2)  # [G, N, X, S]
-        lse = torch.logaddexp(own_lse, scores.logsumexp(-1))
-        merged = (scores - lse[..., None]).exp() @ value.float().transpose(0, 1)
-        merged += (own_lse - lse).exp()[..., None] * own[:, None]
-        merged = merged.view(kv_heads, states, prompts, heads // kv_heads, length, size)
-        return merged.permute(2, 1, 0, 3, 4, 5).flatten(2, 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Prompts of one length, and what the base model says behind their last `keep` positions.
-
-    `hidden` is what enters the first injected layer, `own` that layer's attention; each None where nothing resumes there.
-    """
-
-    members: Tensor  # [P] places in the trunk
-    ids: Tensor  # [P, T]
-    keep: int
-    hidden: Tensor | None  # [P, T, hidden size]
-    own: OwnAttention | None
-    base: Tensor  # [P, keep, V] log-probabilities
-
-
-def own_attention(call: AttentionCall) -> OwnAttention:
-    """What one layer's attention of prompts to themselves gives, in float32.
-
-    Raises:
-        NoShortcutError: scores that do not combine by their log-sum-exp alone (a soft cap, sinks).
-    """
-    if call.softcap is not None or call.sinks is not None:
-        raise NoShortcutError("attention with a soft cap or sinks is not merged")
-    groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (x.float().repeat_interleave(groups, dim=1) for x in (call.key, call.value))
-    scores = call.query.float() @ key.transpose(-1, -2) * call.scaling
-    mask = causal_mask(key.shape[2], key.shape[2], key.device) if call.mask is None else call.mask
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-    return OwnAttention(call.query, scores.softmax(-1) @ value, scores.logsumexp(-1), call.scaling)
-
-
-def joined(parts: Sequence[OwnAttention]) -> OwnAttention:
-    """One of all prompts."""
-    query, out, lse = (torch.cat([getattr(part, name) for part in parts]) for name in ("query", "out", "lse"))
-    return OwnAttention(query, out, lse, parts[0].scaling)
-
-
-def log_probs(model: PreTrainedModel, ids: Tensor, keep: int) -> Tensor:
-    """Log-probabilities [B, keep, V] behind the last `keep` positions of unpadded rows, at least float32."""
-    positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep).logits[
-        :, -keep:
-    ]
+def log_probs(logits: Tensor) -> Tensor:
+    """Log-probabilities over the last axis, at least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
@@ -160,7 +69,8 @@ class Trunk(Sequence[Ids]):
         first_layer: index of the first injected layer.
         shortcut: what passes over these prompts may leave out.
         keep: how many of the last positions matter, for each prompt; 1 by default.
-        batch_rows: prompts per forward pass while it is made.
+        batch_rows: prompts per forward pass while it is made (fewer where they are long).
+        room: where to keep it all; in memory by default.
     """
 
     def __init__(
@@ -172,20 +82,23 @@ class Trunk(Sequence[Ids]):
         shortcut: Shortcut,
         keep: Sequence[int] | None = None,
         batch_rows: int = 256,
+        room: Room | None = None,
     ) -> None:
         self._prompts = tuple(prompts)
         self._model, self.first_layer, self.shortcut = model, first_layer, shortcut
-        self._buckets: list[Bucket] = []
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for place, prompt in enumerate(self._prompts):
-            groups[len(prompt), 1 if keep is None else keep[place]].append(place)
-        for (_, last), members in sorted(groups.items()):
-            self._buckets.append(self._bucket(members, last, batch_rows))
-        self._where = {
-            place: (bucket, row)
-            for bucket, found in enumerate(self._buckets)
-            for row, place in enumerate(found.members.tolist())
-        }
+        self._keep = (1,) * len(self._prompts) if keep is None else tuple(keep)
+        self._forest = grow(self._prompts)
+        ends: dict[int, int] = {}
+        for path, last in zip(self._forest.paths, self._keep, strict=True):
+            for node in path[-last:]:
+                ends.setdefault(node, len(ends))
+        row_of_end = torch.full_like(self._forest.tokens, -1)
+        row_of_end[list(ends)] = torch.arange(len(ends))
+        self._row_of_end, self._tokens = row_of_end.to(model.device), self._forest.tokens.to(model.device)
+        self._whole: dict[tuple[int, int], list[Packed]] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._scoring: Scoring | None = None
+        self._capture(batch_rows, room or Room(), ends)
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -197,41 +110,112 @@ class Trunk(Sequence[Ids]):
     def __getitem__(self, index: int | slice) -> Ids | tuple[Ids, ...]:
         return self._prompts[index]
 
-    def groups(self, places: Sequence[int], prompts: int) -> Iterator[tuple[list[int], Bucket, Tensor]]:
-        """The prompts at `places` in groups of one length, at most `prompts` each.
-
-        Yields the indices into `places`, the bucket, and the rows [P] in it.
-        """
-        found: dict[int, list[int]] = defaultdict(list)
-        for index, place in enumerate(places):
-            found[self._where[place][0]].append(index)
-        for bucket, indices in sorted(found.items()):
-            for start in range(0, len(indices), prompts):
-                part = indices[start : start + prompts]
-                rows = torch.tensor([self._where[places[i]][1] for i in part], device=self._model.device)
-                yield part, self._buckets[bucket], rows
-
     def take(self, places: Iterable[int]) -> Part:
         """The prompts at `places`, in that order."""
         return Part(self, tuple(places))
 
-    @torch.no_grad()
-    def _bucket(self, members: list[int], keep: int, batch_rows: int) -> Bucket:
-        ids = torch.tensor([self._prompts[i] for i in members], device=self._model.device)
-        parts = [self._captured(part, keep) for part in ids.split(batch_rows)]
-        hidden = [part[0] for part in parts if part[0] is not None]
-        own = [part[1] for part in parts if part[1] is not None]
-        return Bucket(
-            members=torch.tensor(members),
-            ids=ids,
-            keep=keep,
-            hidden=torch.cat(hidden) if hidden else None,
-            own=joined(own) if own else None,
-            base=torch.cat([part[2] for part in parts]),
-        )
+    # ---- what passes need --------------------------------------------------------------------------------------------
 
-    def _captured(self, ids: Tensor, keep: int) -> tuple[Tensor | None, OwnAttention | None, Tensor]:
-        """One forward pass of the bare model: hidden states, own attention of the first layer, what it says."""
+    def tokens(self, nodes: Tensor) -> Tensor:
+        """Token ids at `nodes` [B, U]."""
+        return picked(self._tokens, nodes)
+
+    def hidden(self, nodes: Tensor) -> Tensor:
+        """What enters the first injected layer at `nodes` [B, U]: [B, U, h]."""
+        return picked(self._kept["hidden"], nodes)
+
+    def own(self, nodes: Tensor) -> OwnAttention:
+        """The first injected layer's attention of `nodes` [B, U] to themselves and what is before them."""
+        assert self._scoring is not None
+        query, out, lse = (picked(self._kept[name], nodes) for name in ("query", "out", "lse"))
+        return OwnAttention(query, out, lse, self._scoring)
+
+    def base(self, packed: Packed) -> Tensor:
+        """Log-probabilities [B, K, V] of the base model at the ends."""
+        rows = picked(self._row_of_end, packed.at_ends(packed.nodes))
+        return log_probs(picked(self._kept["base"], rows))
+
+    # ---- prompts in batches ------------------------------------------------------------------------------------------
+
+    def product(self, places: Sequence[int], rows: int, states: int) -> Iterable[Packed]:
+        """The prompts at `places` for passes of at most `rows` (prompt × state) each, under `states` states.
+
+        Members are indices into `places`. From `Shortcut.SHARE` on, prompts share their beginnings.
+        """
+        if list(places) != list(range(len(self))):
+            return self._product(places, rows, states)
+        if (rows, states) not in self._whole:
+            self._whole[rows, states] = list(self._product(places, rows, states))
+        return self._whole[rows, states]
+
+    def single(self, places: Sequence[int]) -> Iterator[Packed]:
+        """The prompts at `places`, each in a row of its own; members are indices into `places`, in no order."""
+        trees = [self._tree([i], places) for i in range(len(places))]
+        return self._packed(trees, len(places), 1)
+
+    def _product(self, places: Sequence[int], rows: int, states: int) -> Iterator[Packed]:
+        if self.shortcut < Shortcut.SHARE:
+            groups = [[i] for i in range(len(places))]
+        else:
+            # A tree's nodes are scored against all of its nodes: at this size that is a few per cent of a layer's work.
+            nodes = max(SMALLEST_TREE, self._model.config.get_text_config().hidden_size // 2)
+            groups = partition([self._prompts[place] for place in places], nodes=nodes, members=rows)
+        return self._packed([self._tree(group, places) for group in groups], rows, states)
+
+    def _tree(self, members: Sequence[int], places: Sequence[int]) -> Tree:
+        paths = [self._forest.paths[places[i]] for i in members]
+        return plant(members, paths, [self._keep[places[i]] for i in members])
+
+    def _packed(self, trees: Sequence[Tree], rows: int, states: int) -> Iterator[Packed]:
+        padding = 1.0 if self.shortcut is Shortcut.PLAIN else PADDING
+        for batch in batches(trees, rows=rows, states=states, padding=padding):
+            yield pack(batch, self._forest.depths, self._model.device)
+
+    # ---- making it ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _capture(self, batch_rows: int, room: Room, ends: dict[int, int]) -> None:
+        """Plain passes over prompts of one length; what a node gives is kept from the first prompt that comes to it."""
+        count = len(self._forest.tokens)
+        missing, unsaid = set(range(count)), set(ends)
+        for places, keep in self._passes(batch_rows):
+            paths = [self._forest.paths[place] for place in places]
+            hidden, own, logits = self._captured(places, keep)
+            found = {} if hidden is None else {"hidden": hidden}
+            if own is not None:
+                self._scoring = own.scoring
+                found |= {"query": own.query, "out": own.out, "lse": own.lse}
+            kept, nodes = _new([node for path in paths for node in path], missing)
+            self._put(found, kept, nodes, count, room)
+            kept, nodes = _new([node for path in paths for node in path[-keep:]], unsaid)
+            self._put({"base": logits}, kept, [ends[node] for node in nodes], len(ends), room)
+
+    def _put(
+        self, found: Mapping[str, Tensor], kept: Sequence[int], rows: Sequence[int], count: int, room: Room
+    ) -> None:
+        """Keep of each of `found` [P, T, ...] the flat places `kept` as `rows` of `count`."""
+        for name, x in found.items():
+            if name not in self._kept:
+                self._kept[name] = room.empty((count, *x.shape[2:]), x.dtype, x.device)
+            into = self._kept[name]
+            at = torch.tensor(rows, dtype=torch.long, device=into.device)
+            into[at] = x.flatten(0, 1)[torch.tensor(kept, dtype=torch.long, device=x.device)].to(into.device)
+
+    def _passes(self, batch_rows: int) -> Iterator[tuple[list[int], int]]:
+        """Places of prompts of one length and one number of positions that matter."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, prompt in enumerate(self._prompts):
+            groups[len(prompt), min(self._keep[place], len(prompt))].append(place)
+        for (length, keep), places in sorted(groups.items()):
+            rows = max(1, min(batch_rows, TOKENS_OF_A_ROW * batch_rows // length))
+            for start in range(0, len(places), rows):
+                yield places[start : start + rows], keep
+
+    def _captured(
+        self, places: Sequence[int], keep: int
+    ) -> tuple[Tensor | None, OwnAttention | None, Tensor]:
+        """One forward pass of the bare model: hidden states, own attention of the first layer, logits [P, keep, V]."""
+        ids = torch.tensor([self._prompts[place] for place in places], device=self._model.device)
         hidden: list[Tensor] = []
         own: list[OwnAttention] = []
 
@@ -245,8 +229,25 @@ class Trunk(Sequence[Ids]):
             if self.shortcut >= Shortcut.MERGE:
                 look = (self.first_layer,)
                 stack.enter_context(observe(self._model, look, lambda call: own.append(own_attention(call))))
-            base = log_probs(self._model, ids, keep)
-        return hidden[0] if hidden else None, own[0] if own else None, base
+            logits = whole_pass(self._model, ids, keep)
+        return hidden[0] if hidden else None, own[0] if own else None, logits
+
+
+def whole_pass(model: PreTrainedModel, ids: Tensor, keep: int) -> Tensor:
+    """Logits [B, keep, V] behind the last `keep` positions of unpadded rows."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    found = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
+    return found.logits[:, -keep:]
+
+
+def _new(nodes: list[int], missing: set[int]) -> tuple[list[int], list[int]]:
+    """Places of those of `nodes` that were `missing`, and these nodes, which are missing no more."""
+    places = []
+    for place, node in enumerate(nodes):
+        if node in missing:
+            missing.remove(node)
+            places.append(place)
+    return places, [nodes[place] for place in places]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from cedkv.core.verdict import Verdict
 from cedkv.data.encode import encode_off
 from cedkv.data.records import hashes
 from cedkv.evaluate import choose_shortcut, stress
+from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Trunk
 from cedkv.release.certify import Attempt, is_affordable
 from cedkv.tracking.attach import attach
@@ -56,7 +57,12 @@ def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) 
     say(f"attempt {attempt.id}: {len(prompts)} prompts under {states.count} states ...")
     rows = config.phase3.eval.batch_rows
     sealed = Trunk(
-        loaded.model, [row.prompt for row in prompts], states.layers[0], shortcut=shortcut, batch_rows=rows
+        loaded.model,
+        [row.prompt for row in prompts],
+        states.layers[0],
+        shortcut=shortcut,
+        batch_rows=rows,
+        room=Room(config.phase3.eval.trunk_memory_gib),
     )
     deltas = stress(loaded.model, states, sealed, batch_rows=rows).delta
     certificate = {

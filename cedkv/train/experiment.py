@@ -19,6 +19,7 @@ from cedkv.data.encode import EncodedContext, EncodedCorpus, EncodedOn, encode_c
 from cedkv.data.records import Corpus
 from cedkv.evaluate import answer_log_probs, choose_shortcut
 from cedkv.injection import attention_to, capture, check_routed, inject, positions_behind
+from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.bank import MemoryBank, MixSpec
@@ -132,7 +133,10 @@ def prepare(config: Config, phase: int) -> Experiment:
     probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
     states = bank.states(k=config.phase3.candidate.pool_size).detach()
     shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
-    trunk = partial(Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows)
+    room = Room(config.phase3.eval.trunk_memory_gib)
+    trunk = partial(
+        Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows, room=room
+    )
     return Experiment(
         config=config,
         loaded=loaded,

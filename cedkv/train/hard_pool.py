@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cedkv.evaluate import stress
-from cedkv.injection.trunk import Ids
+from cedkv.injection.tree import Ids
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 

@@ -18,7 +18,8 @@ from cedkv.core.risk import cvar
 from cedkv.data.encode import EncodedOn
 from cedkv.evaluate import SlotMass, stress
 from cedkv.injection.resume import resume
-from cedkv.injection.trunk import Part
+from cedkv.injection.tree import Packed
+from cedkv.injection.trunk import Part, log_probs
 from cedkv.memory.bank import MemoryBank
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
@@ -71,16 +72,17 @@ def on_loss(
     documents = torch.tensor([row.document for row in batch], device=model.device)
     used, rows = documents.unique(return_inverse=True)
     mass = SlotMass(1, [])
-    losses = []
-    for group, student, _ in resumed(model, bank.states(k, used), prompts, rows, mass):
+    lengths = torch.tensor([len(row.answer) for row in batch], device=model.device)
+    losses = torch.zeros(len(batch), device=model.device)
+    for packed, student in resumed(model, bank.states(k, used), prompts, rows, mass):
+        order = packed.member.unique_consecutive().tolist()
         if kind == "kl":
-            wanted = torch.stack([teacher[i] for i in group]).to(student.device)
-            losses.append(kl_divergence(wanted, student).mean(-1))
+            found = kl_divergence(torch.cat([teacher[i] for i in order]).to(student.device), student)
         else:
-            targets = torch.tensor([batch[i].answer for i in group], device=student.device)
-            nll = F.nll_loss(student.flatten(0, 1), targets.flatten(), reduction="none")
-            losses.append(nll.view(targets.shape).mean(-1))
-    return torch.cat(losses).mean(), mass.mean
+            targets = torch.tensor([token for i in order for token in batch[i].answer], device=student.device)
+            found = F.nll_loss(student, targets, reduction="none")
+        losses = losses.index_add(0, packed.member, found / lengths[packed.member])
+    return losses.mean(), mass.mean
 
 
 def off_loss(
@@ -100,24 +102,25 @@ def off_loss(
     worst = stress(model, states.detach(), prompts, batch_rows=batch_rows).worst_state.to(model.device)
     mass = SlotMass(1, [])
     divergences = [
-        kl_divergence(student[:, 0], base[:, 0])
-        for _, student, base in resumed(model, states, prompts, worst, mass)
+        kl_divergence(student, prompts.trunk.base(packed)[packed.row, packed.end])
+        for packed, student in resumed(model, states, prompts, worst, mass)
     ]
     return cvar(torch.cat(divergences), tail_fraction), mass.mean
 
 
 def resumed(
     model: CausalLM, states: States, prompts: Part, rows: Tensor, mass: SlotMass
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Every prompt under the state that `rows` [P] names for it, prompts of one length together.
+) -> Iterator[tuple[Packed, Tensor]]:
+    """Every prompt under the state that `rows` [P] names for it, prompts of like length together.
 
-    Yields the indices of B prompts, and the log-probabilities [B, keep, V] of the student, differentiable in `states`,
-    and of the base.
+    Yields the packed prompts, whose members are indices of `prompts`, and the student's log-probabilities [X, V] at
+    each of their X positions that matter, differentiable in `states`.
     """
     trunk = prompts.trunk
-    for group, bucket, places in trunk.groups(prompts.places, len(prompts)):
-        student = resume(model, bucket, places, states, rows[group], shortcut=trunk.shortcut, observer=mass)
-        yield group, student, bucket.base[places]
+    for packed in trunk.single(prompts.places):
+        whose = torch.zeros_like(packed.ends[:, 0]).index_copy(0, packed.row, packed.member)
+        student = resume(model, trunk, packed, states, rows[whose], observer=mass)
+        yield packed, log_probs(student[packed.row, packed.end])
 
 
 def loss_terms(

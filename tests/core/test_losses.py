@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import rel_entr
 
-from cedkv.core.losses import kl_divergence, pairwise_slot_overlap, slot_entropy
+from cedkv.core import losses
+from cedkv.core.losses import kl_divergence, kl_from_logits, pairwise_slot_overlap, slot_entropy
 
 logits = hnp.arrays(np.float64, (3, 11), elements=st.floats(-30, 30))
 weights = hnp.arrays(np.float64, (2, 4, 6), elements=st.just(0.0) | st.floats(1e-6, 1))
@@ -123,3 +125,72 @@ def test_overlap_extremes():
     empty = torch.zeros(2, 3, requires_grad=True)
     pairwise_slot_overlap(empty).backward()
     assert torch.isfinite(empty.grad).all()
+
+
+# ----------------------------------------------------------------------------------------------- KL of an evaluation
+@given(
+    hnp.arrays(np.float64, (2, 5, 3, 11), elements=st.floats(-30, 30)),
+    hnp.arrays(np.float64, (2, 3, 11), elements=st.floats(-30, 30)),
+    st.sampled_from([1, 70, 1 << 17]),
+)
+def test_kl_from_logits_is_kl_divergence_block_by_block(student, base, block):
+    with mock.patch("cedkv.core.losses._BLOCK_ON_CPU", block):
+        logits, log_q = torch.from_numpy(student), log_softmax(base)
+        found, top = kl_from_logits(logits.float(), log_q.float())
+    wanted = kl_divergence(logits.log_softmax(-1), log_q[:, None])
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    reached = logits.float().gather(-1, top[..., None])[..., 0]
+    torch.testing.assert_close(reached, logits.float().amax(-1), atol=1e-5, rtol=0)
+
+
+@given(hnp.arrays(np.float64, (1, 1, 1, 500), elements=st.floats(-8, 8)), st.floats(1e-5, 1e-3))
+def test_a_tiny_kl_from_logits_is_not_drowned_by_rounding(values, step):
+    moved = values + step * np.sin(np.arange(500))
+    found, _ = kl_from_logits(torch.from_numpy(moved).float(), log_softmax(values, torch.float32)[0])
+    exact = kl_divergence(log_softmax(moved), log_softmax(values))
+    torch.testing.assert_close(found[0, 0].double(), exact[0, 0], rtol=0.05, atol=1e-11)
+
+
+@pytest.mark.parametrize("far", [70.0, 100.0, 1e4, math.inf])
+def test_kl_from_logits_holds_where_one_side_rules_a_token_out(far):
+    """Past what exp can say in float32 the long form takes over; with -inf on both sides nothing is added."""
+    logits = torch.tensor([0.0, 0.0, -far, -math.inf]).view(1, 1, 1, 4)
+    base = torch.tensor([0.0, 0.0, 1.0, -math.inf])
+    found, top = kl_from_logits(logits, base.log_softmax(-1).view(1, 1, 4))
+    wanted = -math.log(2) + math.log(2 + math.e)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+    assert top.item() in (0, 1)
+    infinite, _ = kl_from_logits(base.view(1, 1, 1, 4), logits.log_softmax(-1)[0])
+    assert infinite.item() == pytest.approx((math.e / (2 + math.e)) * far, rel=0.1)
+    assert kl_from_logits(torch.full((1, 1, 1, 4), math.nan), logits[0])[0].isnan().all()
+
+
+def test_where_nothing_can_be_compiled_the_long_form_is_computed_as_it_stands(monkeypatch):
+    def broken(_):
+        def run(*_):
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    logits, log_q = torch.randn(4, 3, 50), torch.randn(3, 50).log_softmax(-1)
+    form = losses._LongForm()
+    for _ in range(2):
+        found, top = form(logits, log_q)
+        torch.testing.assert_close(found, kl_divergence(logits.log_softmax(-1), log_q), rtol=0, atol=0)
+        assert torch.equal(top, logits.argmax(-1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_long_form_is_the_short_one(dtype):
+    for states in (4, 7):
+        logits, log_q = torch.randn(1, states, 3, 500).to(dtype), torch.randn(1, 3, 500).log_softmax(-1)
+        form = losses._LongForm()
+        found, top = form(logits[0], log_q[0])
+        assert form._run is not losses._kl_and_top
+        wanted, tops = kl_from_logits(logits, log_q)
+        torch.testing.assert_close(found, wanted[0], rtol=1e-5, atol=1e-6)
+        assert torch.equal(top, tops[0])

@@ -1,0 +1,97 @@
+"""Attention that is known, and slots that come to it: two softmaxes over disjoint keys combine by their log-sum-exps.
+
+As in FlashAttention's blocks (Dao et al., 2022). All of it in float32.
+
+Shapes: B rows, N states, H query heads, G kv heads, U positions, S slots, D head size of keys, E of values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cedkv.injection.attention import AttentionCall
+from cedkv.injection.masks import causal_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer scores a key: query · key · scaling, softly capped where the family does so."""
+
+    scaling: float
+    softcap: float | None
+
+    def __call__(self, query: Tensor, key_t: Tensor) -> Tensor:
+        """Scores of `query` [..., Q, D] and `key_t` [..., D, T]."""
+        scores = (query * self.scaling) @ key_t
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAttention:
+    """A layer's attention of positions to their own past: query [B, U, H, D], output [B, U, H, E], log-sum-exp [B, U, H]."""
+
+    query: Tensor
+    out: Tensor
+    lse: Tensor
+    scoring: Scoring
+
+    def merged(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row with the slots of a state of its own: output [B, U, H, E] and the weights of the slots [B, H, U, S].
+
+        Args:
+            key: [B, G, S, D].
+            value: [B, G, S, E].
+        """
+        groups = self.query.shape[2] // key.shape[1]
+        key, value = (x.float().repeat_interleave(groups, dim=1) for x in (key, value))
+        scores = self.scoring(self.query.transpose(1, 2).float(), key.transpose(-1, -2))
+        own = self.lse.transpose(1, 2)
+        lse = torch.logaddexp(own, scores.logsumexp(-1))
+        weights = (scores - lse[..., None]).exp()
+        out = weights @ value + (own - lse).exp()[..., None] * self.out.transpose(1, 2)
+        return out.transpose(1, 2), weights
+
+    def merged_with_all(self, key: Tensor, value: Tensor) -> Tensor:
+        """Every row under every one of N states, without a graph: [B, N, U, H, E], as `merged` gives it row by row.
+
+        The queries of all rows meet the slots of all states in one matrix product per kv head.
+
+        Args:
+            key: [N, G, S, D].
+            value: [N, G, S, E].
+        """
+        (rows, length, heads, _), (states, kv_heads, slots, size) = self.query.shape, value.shape
+        shape = (rows * length, kv_heads, heads // kv_heads)
+        query, own = (
+            x.float().reshape(*shape, -1).transpose(0, 1).flatten(1, 2) for x in (self.query, self.out)
+        )
+        own_lse = (
+            self.lse.reshape(shape).transpose(0, 1).flatten(1)[:, None]
+        )  # [G, 1, X], X = rows, positions, heads
+        scores = self.scoring(query, key.float().permute(1, 3, 0, 2).flatten(2))
+        scores = scores.unflatten(2, (states, slots)).transpose(1, 2)  # [G, N, X, S]
+        lse = torch.logaddexp(own_lse, scores.logsumexp(-1))
+        out = own[:, None] * (own_lse - lse).exp()[..., None]
+        weights = (scores - lse[..., None]).exp_()
+        values = value.float().transpose(0, 1).flatten(0, 1)
+        out.view(-1, *out.shape[2:]).baddbmm_(weights.flatten(0, 1), values)
+        out = out.view(kv_heads, states, rows, length, heads // kv_heads, size)
+        return out.permute(2, 1, 3, 0, 4, 5).flatten(3, 4)
+
+
+def own_attention(call: AttentionCall) -> OwnAttention:
+    """What one layer's attention of whole rows to themselves gives, in float32."""
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.float().repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    scoring = Scoring(call.scaling, call.softcap)
+    scores = scoring(call.query.float(), key.transpose(-1, -2))
+    mask = causal_mask(key.shape[2], key.shape[2], key.device) if call.mask is None else call.mask
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+    lse = scores.logsumexp(-1)
+    if call.sinks is not None:  # a sink takes weight and gives nothing
+        lse = torch.logaddexp(lse, call.sinks.float()[None, :, None])
+    out = (scores - lse[..., None]).exp() @ value
+    return OwnAttention(call.query.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2), scoring)
