@@ -55,6 +55,9 @@ TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
 SHORTCUT_MAX_KL: Final = (
     "shortcut_max_kl"  # nats (relative over one nat), fixed prompts' passes against plain ones
 )
+TEACHER_MAX_ERROR: Final = (
+    "teacher_max_error"  # nats, the teacher's answers against whole passes on a probe, mean under the teacher
+)
 ON_ACC_BASE: Final = "on_acc_base"  # share of ON evaluation prompts, 0 to 1
 ON_ACC_STUDENT: Final = "on_acc_student"
 ON_ACC_TEACHER: Final = "on_acc_teacher"
@@ -82,6 +85,9 @@ TAG_STRICT_HF: Final = "cedkv.strict_hf"
 TAG_ENVIRONMENT: Final = "cedkv.environment"
 TAG_SHORTCUT: Final = (
     "cedkv.shortcut"  # what passes over fixed prompts leave out: plain, trunk, tail or merge
+)
+TAG_TEACHER: Final = (
+    "cedkv.teacher"  # how it read: cached (each document once) or whole (anew for every prompt)
 )
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"

@@ -148,7 +148,7 @@ class Trainer:
             k,
             on=[experiment.encoded.on_train[i] for i in on],
             on_prompts=experiment.on.take(on),
-            teacher=[experiment.train.teacher[i] for i in on],
+            teacher=[experiment.teacher_train[i] for i in on],
             on_kind=loss.on.type,
             off=self._off_batch(),
             tail_fraction=loss.off.cvar_tail_fraction,

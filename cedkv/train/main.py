@@ -67,7 +67,7 @@ def run_training(
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
     experiment = prepare(config, phase)
-    _say_shortcut(experiment, progress)
+    _say_detours(experiment, progress)
     tags = tags_of(experiment, phase, explore=explore)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
@@ -104,9 +104,15 @@ def _say(progress: bool, message: str) -> None:
         sys.stderr.flush()
 
 
-def _say_shortcut(experiment: Experiment, progress: bool) -> None:
+def _say_detours(experiment: Experiment, progress: bool) -> None:
+    family = experiment.model.config.model_type
+    if not experiment.teacher_cached:
+        _say(
+            progress,
+            f"warning: model family {family!r} does not go on from its key/value cache as it reads at once: the teacher "
+            "read every document anew for every prompt, which is slow",
+        )
     if experiment.shortcut is Shortcut.PLAIN:
-        family = experiment.model.config.model_type
         _say(
             progress,
             f"warning: model family {family!r} allows no shortcut: every pass runs the whole model, which is slow",
@@ -126,6 +132,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         ledger.TAG_WORLD_SIZE: "1",
         ledger.TAG_POLICY_MODE: runtime.policy_mode,
         ledger.TAG_STRICT_HF: str(runtime.strict_hf).lower(),
+        ledger.TAG_TEACHER: "cached" if experiment.teacher_cached else "whole",
         ledger.TAG_SHORTCUT: experiment.shortcut.name.lower(),
         # The stress metrics have one source in the code; the dual's is configured.
         ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
@@ -199,6 +206,7 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
         {
             ledger.NULL_INJECTION_MAX_KL: null_injection_max_kl(experiment, outcome.k),
             ledger.TEACHER_CACHE_MAX_KL: experiment.teacher_cache_max_kl,
+            ledger.TEACHER_MAX_ERROR: experiment.teacher_max_error,
             ledger.SHORTCUT_MAX_KL: experiment.shortcut_max_error,
             **on_metrics(on_table),
             **stress_metrics(stress_table),

@@ -180,9 +180,7 @@ def test_the_on_table_measures_the_memory_that_is_kept_prompt_by_prompt(logged, 
     trainer = train_small().trainer
     experiment, states = trainer.experiment, trainer.bank.states(2).detach()
     corrects = []
-    measured = zip(
-        logged.record().on_table, experiment.encoded.on_eval, experiment.evaluation.teacher, strict=True
-    )
+    measured = zip(logged.record().on_table, experiment.encoded.on_eval, experiment.teacher_eval, strict=True)
     for row, prompt, reads in measured:
         ids, answer = torch.tensor([prompt.prompt + prompt.answer[:-1]]), torch.tensor(prompt.answer)
         with torch.no_grad(), inject(trainer.model, states.select(torch.tensor([prompt.document]))):
