@@ -28,7 +28,21 @@ LOSS_STR: Final = "phase3_loss_str"
 LAMBDA_OFF: Final = "lambda_off"
 TOPK: Final = "topk"  # candidates a slot may still mix
 STEPS_PER_SECOND: Final = "perf/steps_per_second"
-SECONDS_PREFIX: Final = "perf/seconds_"
+SECONDS_PREFIX: Final = "perf/seconds_"  # + part; wall time so far, at eval ticks and at the end
+SECONDS_TOTAL: Final = "perf/seconds_total"  # from the start of the run to this entry; the parts add up to it
+PARTS: Final = (
+    "load",  # data, model, encoding
+    "teacher",  # teacher and base answer the ON prompts
+    "capture",  # atoms, looks, anchors
+    "trunk",  # the fixed prompts up to the first injected layer
+    "train",  # optimiser steps
+    "hard_pool",  # mining
+    "tick",  # the stress evaluation and what follows from it
+    "verify",  # a constraint warning by plain passes
+    "log",  # waiting for the store: opening and closing the run, writing to it
+    "finish",  # tables, memory, traces; the report and the verdict, where they are shown and not logged
+)
+"""What a run's wall time is spent on."""
 GRAD_NORM: Final = "train/grad_norm"
 EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fraction * pool / OFF prompts
 NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
@@ -151,5 +165,7 @@ def atom_mass(atom_type: str) -> str:
 
 
 def seconds(part: str) -> str:
-    """Metric name of the wall time one part of a step took, in seconds, e.g. ``seconds("stress_eval")``."""
+    """Metric name of the wall time one of `PARTS` took, in seconds, e.g. ``seconds("tick")``."""
+    if part not in PARTS:
+        raise ValueError(f"part {part!r} is not one of {', '.join(PARTS)}")
     return SECONDS_PREFIX + part

@@ -20,6 +20,7 @@ from cedkv.memory.bank import MemoryBank, MixSpec
 from cedkv.models.layers import attention_modules, resolve_scope
 from cedkv.models.load import LoadedModel, load_model
 from cedkv.models.types import CausalLM
+from cedkv.train.clock import Clock
 from cedkv.train.documents import read_documents
 from cedkv.train.teacher import Teacher, ask_teacher, questions_of
 
@@ -91,40 +92,51 @@ def mix_spec(config: Config, model: CausalLM, phase: int) -> MixSpec:
     )
 
 
-def prepare(config: Config, phase: int) -> Experiment:
-    """Load, encode, capture, ask the teacher, choose anchors.
+def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experiment:
+    """Load, encode, ask the teacher, capture, choose anchors.
+
+    Args:
+        clock: where the time that the parts take is noted.
 
     Raises:
         UserError: anything in the configuration, the data or the model that cannot work, before training starts.
     """
-    corpus = build_corpus(config)
-    model_config = config.model
-    loaded = load_model(
-        config.model_source,
-        dtype=model_config.dtype,
-        device=model_config.device,
-        trust_remote_code=model_config.trust_remote_code,
-    )
-    spec = mix_spec(config, loaded.model, phase)
-    check_routed(loaded.model, spec.injection)
-    encoded = encode_corpus(config, corpus, loaded.tokenizer, loaded.context_length)
+    clock = clock or Clock()
+    with clock.part("load"):
+        corpus, model_config = build_corpus(config), config.model
+        loaded = load_model(
+            config.model_source,
+            dtype=model_config.dtype,
+            device=model_config.device,
+            trust_remote_code=model_config.trust_remote_code,
+        )
+        spec = mix_spec(config, loaded.model, phase)
+        check_routed(loaded.model, spec.injection)
+        encoded = encode_corpus(config, corpus, loaded.tokenizer, loaded.context_length)
     rows = config.phase3.eval.batch_rows
-    teacher = _teacher(loaded.model, encoded, rows)
+    with clock.part("teacher"):
+        teacher = _teacher(loaded.model, encoded, rows)
+        base_eval = _base(loaded.model, encoded, rows)
     trained = len(encoded.on_train)
     teacher_train, teacher_eval = teacher.answers[:trained], teacher.answers[trained:]
-    with torch.no_grad():
-        base_eval = answer_log_probs(
-            loaded.model,
-            [row.prompt for row in encoded.on_eval],
-            [row.answer for row in encoded.on_eval],
-            batch_rows=rows,
+    with clock.part("capture"):
+        documents = read_documents(
+            config, loaded, encoded, teacher_eval, spec.injection, rows=_rows_behind(rows)
         )
-    documents = read_documents(config, loaded, encoded, teacher_eval, spec.injection, rows=_rows_behind(rows))
-    bank = MemoryBank(documents.atoms, documents.plans, spec).to(loaded.device)
-    probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
-    states = bank.states(k=config.phase3.candidate.pool_size).detach()
-    shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
-    trunk = partial(Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows)
+        bank = MemoryBank(documents.atoms, documents.plans, spec).to(loaded.device)
+    with clock.part("trunk"):
+        probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
+        states = bank.states(k=config.phase3.candidate.pool_size).detach()
+        shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
+        trunk = partial(Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows)
+        on, off, stress = (
+            trunk(
+                [row.prompt + row.answer[:-1] for row in encoded.on_train],
+                keep=[len(row.answer) for row in encoded.on_train],
+            ),
+            trunk([row.prompt for row in encoded.off_train]),
+            trunk([row.prompt for row in encoded.stress]),
+        )
     return Experiment(
         config=config,
         loaded=loaded,
@@ -139,12 +151,9 @@ def prepare(config: Config, phase: int) -> Experiment:
         teacher_cache_max_kl=documents.teacher_cache_max_kl,
         shortcut=shortcut,
         shortcut_max_error=error,
-        on=trunk(
-            [row.prompt + row.answer[:-1] for row in encoded.on_train],
-            keep=[len(row.answer) for row in encoded.on_train],
-        ),
-        off=trunk([row.prompt for row in encoded.off_train]),
-        stress=trunk([row.prompt for row in encoded.stress]),
+        on=on,
+        off=off,
+        stress=stress,
         teacher_reads=documents.teacher_reads,
     )
 
@@ -153,6 +162,13 @@ def _teacher(model: CausalLM, encoded: EncodedCorpus, rows: int) -> Teacher:
     """What the teacher says to the ON training prompts and to the ON evaluation prompts, in this order."""
     questions = questions_of(encoded, (*encoded.on_train, *encoded.on_eval))
     return ask_teacher(model, [c.ids for c in encoded.contexts], questions, rows=_rows_behind(rows))
+
+
+@torch.no_grad()
+def _base(model: CausalLM, encoded: EncodedCorpus, rows: int) -> list[Tensor]:
+    """What the bare model says to the ON evaluation prompts without their documents."""
+    prompts, answers = [row.prompt for row in encoded.on_eval], [row.answer for row in encoded.on_eval]
+    return answer_log_probs(model, prompts, answers, batch_rows=rows)
 
 
 def _rows_behind(rows: int) -> int:
