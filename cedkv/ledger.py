@@ -28,7 +28,21 @@ LOSS_STR: Final = "phase3_loss_str"
 LAMBDA_OFF: Final = "lambda_off"
 TOPK: Final = "topk"  # candidates a slot may still mix
 STEPS_PER_SECOND: Final = "perf/steps_per_second"
-SECONDS_PREFIX: Final = "perf/seconds_"
+SECONDS_PREFIX: Final = "perf/seconds_"  # + part; wall time so far, at eval ticks and at the end
+SECONDS_TOTAL: Final = "perf/seconds_total"  # from the start of the run to this entry; the parts add up to it
+PARTS: Final = (
+    "load",  # data, model, encoding
+    "teacher",  # teacher and base answer the ON prompts
+    "capture",  # atoms, looks, anchors
+    "trunk",  # the fixed prompts up to the first injected layer
+    "train",  # optimiser steps
+    "hard_pool",  # mining
+    "tick",  # the stress evaluation and what follows from it
+    "verify",  # a constraint warning by plain passes
+    "log",  # waiting for the store: opening and closing the run, writing to it
+    "finish",  # tables, memory, traces; the report and the verdict, where they are shown and not logged
+)
+"""What a run's wall time is spent on."""
 GRAD_NORM: Final = "train/grad_norm"
 EFFECTIVE_POPULATION_TAIL: Final = "train/effective_population_tail"  # tail_fraction * pool / OFF prompts
 NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
@@ -54,6 +68,9 @@ NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
 TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
 SHORTCUT_MAX_KL: Final = (
     "shortcut_max_kl"  # nats (relative over one nat), fixed prompts' passes against plain ones
+)
+TEACHER_MAX_ERROR: Final = (
+    "teacher_max_error"  # nats, the teacher's answers against whole passes on a probe, mean under the teacher
 )
 ON_ACC_BASE: Final = "on_acc_base"  # share of ON evaluation prompts, 0 to 1
 ON_ACC_STUDENT: Final = "on_acc_student"
@@ -82,6 +99,9 @@ TAG_STRICT_HF: Final = "cedkv.strict_hf"
 TAG_ENVIRONMENT: Final = "cedkv.environment"
 TAG_SHORTCUT: Final = (
     "cedkv.shortcut"  # what passes over fixed prompts leave out: plain, trunk, tail or merge
+)
+TAG_TEACHER: Final = (
+    "cedkv.teacher"  # how it read: cached (each document once) or whole (anew for every prompt)
 )
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
@@ -145,5 +165,7 @@ def atom_mass(atom_type: str) -> str:
 
 
 def seconds(part: str) -> str:
-    """Metric name of the wall time one part of a step took, in seconds, e.g. ``seconds("stress_eval")``."""
+    """Metric name of the wall time one of `PARTS` took, in seconds, e.g. ``seconds("tick")``."""
+    if part not in PARTS:
+        raise ValueError(f"part {part!r} is not one of {', '.join(PARTS)}")
     return SECONDS_PREFIX + part

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cedkv.data.batching import by_length, pad_left
+from cedkv.data.batching import by_length, by_similar_length, pad_left, pad_right
 from cedkv.evaluate import (
     SlotMass,
     StressResult,
@@ -216,3 +216,22 @@ def test_padding_stands_on_the_left_and_positions_count_from_each_first_token(se
         if batch.mask is not None:
             assert batch.mask[b].tolist() == [0] * pad + [1] * len(sequence)
     assert (batch.mask is None) == (len(set(map(len, sequences))) == 1)
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 9))
+def test_groups_of_similar_length_hold_every_index_once_and_little_padding(lengths, rows):
+    groups = list(by_similar_length(lengths, rows))
+    assert [i for group in groups for i in group] == sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for group in groups:
+        assert 1 <= len(group) <= rows
+        assert 3 * max(lengths[i] for i in group) <= 4 * min(lengths[i] for i in group)
+
+
+def test_padding_on_the_right_repeats_the_last_token_and_changes_no_row(model, tiny):
+    sequences = [tuple(tiny.tokens(n, seed=n).tolist()) for n in (3, 9, 6)]
+    batch = pad_right(sequences, model.device)
+    assert batch.tolist() == [[*s, *[s[-1]] * (9 - len(s))] for s in sequences]
+    together = model(input_ids=batch, use_cache=False).logits
+    for row, sequence in zip(together, sequences, strict=True):
+        alone = model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0]
+        torch.testing.assert_close(row[: len(sequence)], alone, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""From id sequences to batches: equal lengths together, padding on the left where lengths differ."""
+"""From id sequences to batches: equal lengths together, padding on the left or on the right where lengths differ."""
 
 from __future__ import annotations
 
@@ -45,3 +45,24 @@ def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
         members = groups[length]
         for start in range(0, len(members), rows):
             yield members[start : start + rows]
+
+
+def pad_right(sequences: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Stack `sequences` [B, T], the last token of the shorter ones repeated behind them.
+
+    In a causal model no token sees what follows it: such a batch needs no mask, and every row starts at position 0.
+    """
+    width = max(map(len, sequences))
+    return torch.tensor([[*s, *s[-1:] * (width - len(s))] for s in sequences], device=device)
+
+
+def by_similar_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `rows`, shortest first, no length over 4/3 of the shortest of its group."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and (len(group) == rows or 3 * lengths[index] > 4 * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

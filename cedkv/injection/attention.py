@@ -190,6 +190,7 @@ def _attention(
         kwargs["is_causal"] = False
     if states is not None and layer in states.keys:
         _refuse_sparse(module, kwargs)
+        states = _in_reach(states, layer, active.layer.window)
         slots, length, batch = states.slots, key.shape[2], key.shape[0]
         attention_mask = with_slots(states, active.layer.window, attention_mask, query.shape[2], length)
         key = torch.cat([_rows(states.keys[layer], active.rows, batch).to(key.dtype), key], dim=2)
@@ -213,6 +214,15 @@ def _packed(packing: Packing, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
         tail.key, tail.value = key, value
         raise Captured
     return tail.key, tail.value, tail.mask, None
+
+
+def _in_reach(states: States, layer: int, window: int | None) -> States:
+    """The slots of one layer, of whole documents those only that its window lets some token see."""
+    key, value = states.keys[layer], states.values[layer]
+    if states.positions is None or window is None:
+        return States({layer: key}, {layer: value}, states.positions)
+    out = int((states.positions <= -window).sum())  # the first token, at 0, sees furthest back
+    return States({layer: key[:, :, out:]}, {layer: value[:, :, out:]}, states.positions[out:])
 
 
 def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:

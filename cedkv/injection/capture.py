@@ -7,12 +7,15 @@ absolute positions are captured from position 0, as they stand, and their prompt
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cedkv.injection.attention import AttentionCall, inject, observe
 from cedkv.memory.atoms import Atoms
+from cedkv.memory.state import States
 from cedkv.models.layers import attention_modules, uses_rope
 
 
@@ -49,40 +52,52 @@ def capture(
     return Atoms(name, types, behind, keys, values)
 
 
-def positions_behind(model: PreTrainedModel, atoms: Atoms, length: int, distance: int = 0) -> Tensor:
-    """Position ids [1, length] of the teacher's copy of a prompt read behind `atoms` (all of them injected)."""
-    start = distance if uses_rope(model) else len(atoms.types)
+def positions_behind(model: PreTrainedModel, whole: States, length: int, distance: int = 0) -> Tensor:
+    """Position ids [1, length] of the teacher's copy of a prompt read behind `whole` documents, injected everywhere."""
+    start = distance if uses_rope(model) else whole.slots
     return torch.arange(start, start + length, device=model.device)[None]
+
+
+class _Seen(Exception):  # noqa: N818 - no error: the way out of a pass of which nothing more is needed
+    """Every layer of interest was seen."""
 
 
 @torch.no_grad()
 def attention_to(
     model: PreTrainedModel,
-    atoms: Atoms,
+    whole: States,
     ids: Tensor,
-    counted: int,
+    share: Tensor,
     layers: tuple[int, ...],
     *,
+    rows: Tensor | None = None,
     distance: int = 0,
 ) -> Tensor:
-    """Where prompts look in a document they are read behind.
+    """Where prompts look in a document they are read behind. The pass ends with the last layer of interest.
 
     Args:
-        ids: [P, T] prompts of one length, in the teacher's copy.
-        counted: how many of the last positions count (those that predict the answer).
+        whole: documents of one length (`Atoms.as_states`).
+        ids: [P, T] prompts, in the teacher's copy; shorter ones padded on the right.
+        share: [P, Q] how much each of the last Q of the T positions counts (those that predict the answer), in sum 1.
         layers: L layers of interest.
+        rows: [P] the document of each prompt; may be left out where there is one.
 
     Returns:
-        [L, P, D] attention weight on each document token, averaged over heads and the counted positions.
+        [L, P, D] attention weight on each document token, averaged over heads and, by `share`, over positions.
     """
-    size = len(atoms.types)
-    seen = torch.zeros(len(layers), ids.shape[0], size, device=model.device)
+    seen: dict[int, Tensor] = {}
 
     def keep(call: AttentionCall) -> None:
         if call.layer in layers:
-            seen[layers.index(call.layer)] = call.last_weights(counted)[..., :size].mean((1, 2))
+            weights = call.last_weights(share.shape[1])[..., : call.slots].mean(1)
+            # A layer with a window sees the document's end only.
+            whole_width = torch.zeros(ids.shape[0], whole.slots, device=ids.device)
+            whole_width[:, whole.slots - call.slots :] = torch.einsum("pqd,pq->pd", weights, share)
+            seen[call.layer] = whole_width
+        if len(seen) == len(layers):
+            raise _Seen
 
-    positions = positions_behind(model, atoms, ids.shape[1], distance)
-    with inject(model, atoms.as_states(), observer=keep):
-        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=counted)
-    return seen
+    positions = positions_behind(model, whole, ids.shape[1], distance)
+    with inject(model, whole, rows, observer=keep), suppress(_Seen):
+        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+    return torch.stack([seen[layer] for layer in layers])

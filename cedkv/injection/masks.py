@@ -51,7 +51,7 @@ def _refuse_left_padding(mask: Tensor, queries: int, length: int) -> None:
     seen = first if mask.dtype == torch.bool else first > torch.finfo(mask.dtype).min
     if queries == length and not bool(seen.all()):
         raise ValueError(
-            "a whole document is injected into rows that are padded on the left: give rows of one length"
+            "a whole document is injected into rows that are padded on the left: pad on the right or give rows of one length"
         )
 
 

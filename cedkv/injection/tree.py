@@ -76,16 +76,22 @@ def plant(members: Sequence[int], paths: Sequence[Ids], keep: Sequence[int]) -> 
     return Tree(tuple(members), tuple(place), tuple(parents), tuple(ends), tuple(picks))
 
 
-def partition(prompts: Sequence[Ids], *, nodes: int, members: int) -> list[list[int]]:
-    """Indices of `prompts` in groups that begin alike, of at most `nodes` nodes (but one prompt) and `members` prompts."""
+def partition(prompts: Sequence[Ids], *, nodes: int, members: int, worth: float) -> list[list[int]]:
+    """Indices of `prompts` in groups that begin alike, of at most `nodes` nodes (but one prompt) and `members` prompts.
+
+    A prompt joins a group where what it shares saves more than it costs that its nodes are scored against those of the
+    group, which they do not see: a node of a layer is worth `worth` pairs of nodes.
+    """
     groups: list[list[int]] = []
     before: Ids = ()
     size = 0
     for index in sorted(range(len(prompts)), key=prompts.__getitem__):
         prompt = prompts[index]
         # In sorted order the longest common beginning with the whole group is that with the last member.
-        new = len(prompt) - _common(before, prompt)
-        if groups and size + new <= nodes and len(groups[-1]) < members:
+        common = _common(before, prompt)
+        new = len(prompt) - common
+        fits = size + new <= nodes and len(groups[-1]) < members if groups else False
+        if fits and common * worth >= 2 * (size - common) * new:
             groups[-1].append(index)
             size += new
         else:

@@ -35,8 +35,9 @@ from cedkv.models.layers import decoder_layers
 
 TOKENS_OF_A_ROW = 32
 """A pass that makes a trunk has at most this many tokens for each of its `batch_rows`."""
-PADDING = 1.5
-"""The longest row of a batch is at most this many times as long as the shortest one."""
+PADDING_OF_MANY, PADDING_OF_FEW = 1.15, 1.5
+"""The longest row of a batch is at most this many times as long as the shortest one: in a training step, with its few
+rows, another pass costs more than padding."""
 SMALLEST_TREE = 64
 """Nodes a row may have even where the model is small."""
 
@@ -151,24 +152,29 @@ class Trunk(Sequence[Ids]):
     def single(self, places: Sequence[int]) -> Iterator[Packed]:
         """The prompts at `places`, each in a row of its own; members are indices into `places`, in no order."""
         trees = [self._tree([i], places) for i in range(len(places))]
-        return self._packed(trees, len(places), 1)
+        return self._packed(trees, len(places), 1, PADDING_OF_FEW)
 
     def _product(self, places: Sequence[int], rows: int, states: int) -> Iterator[Packed]:
         if self.shortcut < Shortcut.SHARE:
             groups = [[i] for i in range(len(places))]
         else:
-            # A tree's nodes are scored against all of its nodes: at this size that is a few per cent of a layer's work.
-            nodes = max(SMALLEST_TREE, self._model.config.get_text_config().hidden_size // 2)
-            groups = partition([self._prompts[place] for place in places], nodes=nodes, members=rows)
-        return self._packed([self._tree(group, places) for group in groups], rows, states)
+            size = self._model.config.get_text_config().hidden_size
+            groups = partition(
+                [self._prompts[place] for place in places],
+                nodes=max(SMALLEST_TREE, size // 2),
+                members=rows,
+                # About 12 h² multiply-adds of a layer's weights for a node, 2 h of its attention for a pair of nodes.
+                worth=6 * size,
+            )
+        return self._packed([self._tree(group, places) for group in groups], rows, states, PADDING_OF_MANY)
 
     def _tree(self, members: Sequence[int], places: Sequence[int]) -> Tree:
         paths = [self._forest.paths[places[i]] for i in members]
         return plant(members, paths, [self._keep[places[i]] for i in members])
 
-    def _packed(self, trees: Sequence[Tree], rows: int, states: int) -> Iterator[Packed]:
-        padding = 1.0 if self.shortcut is Shortcut.PLAIN else PADDING
-        for batch in batches(trees, rows=rows, states=states, padding=padding):
+    def _packed(self, trees: Sequence[Tree], rows: int, states: int, padding: float) -> Iterator[Packed]:
+        exact = self.shortcut is Shortcut.PLAIN
+        for batch in batches(trees, rows=rows, states=states, padding=1.0 if exact else padding):
             yield pack(batch, self._forest.depths, self._model.device)
 
     # ---- making it ---------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from torch import Tensor
 class States:
     """Keys and values per injected layer, each [N, H, S, D]; keys are post-RoPE, at the distance the prompt meets them.
 
-    `positions` [S] is set for whole documents only (N = 1): where each slot stands relative to the first token of the
-    input. Layers with a sliding window then hide slots out of their reach, as in the teacher's context; such rows must
-    not be padded. Slots of a memory have no positions: every prompt token sees them at every injected layer.
+    `positions` [S] is set for whole documents only, N of one length: where each slot stands relative to the first token
+    of the input, ascending. Layers with a sliding window then hide slots out of their reach, as in the teacher's context; such rows
+    must not be padded. Slots of a memory have no positions: every prompt token sees them at every injected layer.
     """
 
     keys: Mapping[int, Tensor]
@@ -30,8 +30,6 @@ class States:
             raise ValueError(
                 f"layers of keys {sorted(self.keys)} and values {sorted(self.values)} must be equal and not empty"
             )
-        if self.positions is not None and self.count != 1:
-            raise ValueError(f"slot positions are for one state, not for {self.count}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -79,9 +77,21 @@ class States:
 
     @staticmethod
     def stack(parts: list[States]) -> States:
-        """One `States` of all `parts`, which share layers and slot count."""
-        layers = parts[0].layers
+        """One `States` of all `parts`, which share layers, slot count and positions.
+
+        Raises:
+            ValueError: slots that stand elsewhere in one part than in another, or only in one of them.
+        """
+        layers, positions = parts[0].layers, parts[0].positions
+        for part in parts:
+            if not _same_positions(part.positions, positions):
+                raise ValueError("states whose slots stand at different positions cannot be one")
         return States(
             {i: torch.cat([p.keys[i] for p in parts]) for i in layers},
             {i: torch.cat([p.values[i] for p in parts]) for i in layers},
+            positions,
         )
+
+
+def _same_positions(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)

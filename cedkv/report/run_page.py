@@ -27,6 +27,7 @@ def to_markdown(report: Mapping[str, Any], verdict: Verdict) -> str:
         ("Atom type mass", _atom_mass(report["atom_type_mass"])),
         ("Attention mass on the slots", _numbers(report["slot_mass"])),
         ("Constraint warnings", _warnings(report["constraint_warnings"])),
+        ("Where the time went (seconds)", _numbers(report["seconds"])),
         ("Data", _pairs(report["data"])),
     )
     lines = [f"# {escape.markdown(str(report['run']['name']), 120)}", "", *_pairs(_heading(report["run"]))]

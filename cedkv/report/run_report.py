@@ -62,6 +62,7 @@ def run_report(
         "slot_mass": _metrics(record, (ledger.SLOT_MASS_ON, ledger.SLOT_MASS_OFF)),
         "constraint_warnings": _warnings(rows_of(found, ledger.WARN_TRACE)),
         "worst": _worst(verdict.gates, record),
+        "seconds": _seconds(record),
         "data": _data(record),
     }
     cleaned: dict[str, Any] = jsonable(content)
@@ -112,6 +113,12 @@ def _run(record: RunRecord) -> dict[str, Any]:
 
 def _metrics(record: RunRecord, names: Iterable[str]) -> dict[str, float | None]:
     return {name: record.metrics.get(name) for name in names}
+
+
+def _seconds(record: RunRecord) -> dict[str, float]:
+    """Wall time by part and in total, as far as the run logged it."""
+    names = (*map(ledger.seconds, ledger.PARTS), ledger.SECONDS_TOTAL)
+    return {name: record.metrics[name] for name in names if name in record.metrics}
 
 
 def _loss(record: RunRecord, name: str, curve: Sequence[Row]) -> dict[str, Any]:

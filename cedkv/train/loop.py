@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
 from cedkv.evaluate import StressResult, stress
 from cedkv.injection.trunk import Part
+from cedkv.train.clock import Clock
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
 from cedkv.train.step import Weights, loss_terms
@@ -58,30 +58,12 @@ class Outcome:
     stress: StressResult
 
 
-class Clock:
-    """Seconds by part of the run, for `perf/seconds_*`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add what the block takes to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def metrics(self) -> dict[str, float]:
-        """Totals so far by their names in the log."""
-        return {ledger.seconds(name): value for name, value in self.seconds.items()}
-
-
 class Trainer:
     """Phase 3 on a prepared experiment; `run` is the whole of it. Phase 2 takes its prompts and its clock only."""
 
-    def __init__(self, experiment: Experiment, log: Log, *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, experiment: Experiment, log: Log, *, warn: Callable[[str], None], clock: Clock | None = None
+    ) -> None:
         self.experiment, self.log, self.warn = experiment, log, warn
         self.phase3 = experiment.config.phase3
         self.model, self.bank = experiment.model, experiment.bank
@@ -101,7 +83,7 @@ class Trainer:
         constraint = train.constraint_warn
         self.constraint = ConstraintWarn(limit, constraint.margin, constraint.patience_eval_ticks)
         self.warning = WarnState()
-        self.traces, self.clock = Traces(), Clock()
+        self.traces, self.clock = Traces(), clock or Clock()
         self.optimiser = torch.optim.Adam([self.bank.logits], lr=train.lr)
         self.on_order = torch.Generator().manual_seed(train.seed)
         self.off_order = torch.Generator().manual_seed(train.seed + 1)
@@ -117,6 +99,10 @@ class Trainer:
 
     def run(self, after_step: Callable[[int], object] = lambda _: None) -> Outcome:
         """Train; `after_step(step)` is called when a step is done and logged."""
+        with self.clock.part("train"):
+            return self._run(after_step)
+
+    def _run(self, after_step: Callable[[int], object]) -> Outcome:
         train = self.phase3.train
         started = time.perf_counter()
         for step in range(train.steps):
@@ -124,8 +110,7 @@ class Trainer:
                 return self._stopped(step)
             if step % train.hard_pool_refresh == 0:
                 self._mine(step)
-            with self.clock.part("train"):
-                metrics = self._step(step)
+            metrics = self._step(step)
             metrics[ledger.STEPS_PER_SECOND] = (step + 1) / (time.perf_counter() - started)
             self.log.log_metrics(metrics, step)
             after_step(step)
@@ -148,7 +133,7 @@ class Trainer:
             k,
             on=[experiment.encoded.on_train[i] for i in on],
             on_prompts=experiment.on.take(on),
-            teacher=[experiment.train.teacher[i] for i in on],
+            teacher=[experiment.teacher_train[i] for i in on],
             on_kind=loss.on.type,
             off=self._off_batch(),
             tail_fraction=loss.off.cvar_tail_fraction,
@@ -223,10 +208,12 @@ class Trainer:
 
         The end of a run is an eval tick whatever its step. None: an early stop was confirmed.
         """
+        with self.clock.part("tick"):
+            return self._tick(step)
+
+    def _tick(self, step: int) -> StressResult | None:
         k = self.k_at(step)
-        with self.clock.part("stress_eval"):
-            states = self.bank.states(k).detach()
-            result = stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+        result = self.measured(k)
         deltas = result.delta.tolist()
         p99 = _p99(deltas)
         if self.rule.due(step):
@@ -328,9 +315,13 @@ class Trainer:
             with torch.no_grad():
                 self.bank.logits.copy_(self.best[1])
             k = self.best[2]
-        states = self.bank.states(k).detach()
-        result = stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
-        return Outcome(step, k, result)
+        return Outcome(step, k, self.measured(k))
+
+    def measured(self, k: int) -> StressResult:
+        """The fixed stress set under the memory as it is, `k` candidates a slot."""
+        with self.clock.part("tick"):
+            states = self.bank.states(k).detach()
+            return stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
 
 
 def _p99(values: list[float]) -> float:

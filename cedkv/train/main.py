@@ -20,7 +20,7 @@ from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.data.batching import pad_left
 from cedkv.data.records import hashes
-from cedkv.evaluate import SlotMass, next_log_probs, stress
+from cedkv.evaluate import SlotMass, next_log_probs
 from cedkv.injection import inject
 from cedkv.injection.trunk import Shortcut
 from cedkv.memory.export import write_memory
@@ -30,6 +30,7 @@ from cedkv.tracking import lineage
 from cedkv.tracking.ledgers import enter_explored
 from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
+from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.loop import Outcome, Trainer
 from cedkv.train.publish import publish
@@ -61,29 +62,44 @@ def run_training(
     Raises:
         UserError: anything the user can mend; nothing is logged then.
     """
-    _refuse_several_processes(os.environ)
-    uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
-    check_store(uri)
+    clock = Clock()
+    with clock.part("load"):
+        _refuse_several_processes(os.environ)
+        uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
+        check_store(uri)
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
-    experiment = prepare(config, phase)
-    _say_shortcut(experiment, progress)
-    tags = tags_of(experiment, phase, explore=explore)
+    experiment = prepare(config, phase, clock)
+    _say_detours(experiment, progress)
+    with clock.part("load"):
+        tags = tags_of(experiment, phase, explore=explore)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
     run_name = config.tracking.run_name
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
-    with RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run:
+    # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
+    with (
+        clock.part("log"),
+        RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run,
+        clock.part("finish"),
+    ):
+        log = TimedLog(run, clock)
         if explore:
-            enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
-        _log_inputs(run, config, experiment)
-        trainer = Trainer(experiment, run, warn=lambda message: _say(True, f"warning: {message}"))
+            with clock.part("log"):
+                enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
+        _log_inputs(log, config, experiment)
+        trainer = Trainer(
+            experiment, log, warn=lambda message: _say(True, f"warning: {message}"), clock=clock
+        )
         try:
             outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
-            _log_result(run, experiment, outcome)
+            _log_result(log, experiment, outcome)
         finally:
-            _log_traces(run, trainer)
-    publish(run.run_id, uri)
+            _log_traces(log, trainer)
+        log.log_metrics(clock.metrics(), outcome.step)
+    with clock.part("finish"):
+        publish(run.run_id, uri)
+    _say(progress, clock.split())
     return run.run_id
 
 
@@ -104,9 +120,15 @@ def _say(progress: bool, message: str) -> None:
         sys.stderr.flush()
 
 
-def _say_shortcut(experiment: Experiment, progress: bool) -> None:
+def _say_detours(experiment: Experiment, progress: bool) -> None:
+    family = experiment.model.config.model_type
+    if not experiment.teacher_cached:
+        _say(
+            progress,
+            f"warning: model family {family!r} does not go on from its key/value cache as it reads at once: the teacher "
+            "read every document anew for every prompt, which is slow",
+        )
     if experiment.shortcut is Shortcut.PLAIN:
-        family = experiment.model.config.model_type
         _say(
             progress,
             f"warning: model family {family!r} allows no shortcut: every pass runs the whole model, which is slow",
@@ -126,6 +148,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         ledger.TAG_WORLD_SIZE: "1",
         ledger.TAG_POLICY_MODE: runtime.policy_mode,
         ledger.TAG_STRICT_HF: str(runtime.strict_hf).lower(),
+        ledger.TAG_TEACHER: "cached" if experiment.teacher_cached else "whole",
         ledger.TAG_SHORTCUT: experiment.shortcut.name.lower(),
         # The stress metrics have one source in the code; the dual's is configured.
         ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
@@ -139,7 +162,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
     return tags
 
 
-def _log_inputs(run: RunWriter, config: Config, experiment: Experiment) -> None:
+def _log_inputs(run: RunLog, config: Config, experiment: Experiment) -> None:
     fixed = config.phase3.eval.off_fixed_stress
     contents: dict[str, Any] = hashes(experiment.corpus)
     contents["stress"] |= {
@@ -155,12 +178,8 @@ def _log_inputs(run: RunWriter, config: Config, experiment: Experiment) -> None:
 
 def _baseline(trainer: Trainer) -> Outcome:
     """Phase 2: nothing is trained; the anchors' stress is measured once."""
-    experiment = trainer.experiment
-    k = experiment.config.phase3.candidate.pool_size
-    prompts, rows = trainer.stress_prompts, experiment.config.phase3.eval.batch_rows
-    with trainer.clock.part("stress_eval"):
-        states = experiment.bank.states(k).detach()
-        return Outcome(0, k, stress(experiment.model, states, prompts, batch_rows=rows))
+    k = trainer.phase3.candidate.pool_size
+    return Outcome(0, k, trainer.measured(k))
 
 
 def _train(trainer: Trainer, progress: bool) -> Outcome:
@@ -186,7 +205,7 @@ def _line(done: int, steps: int, trainer: Trainer) -> str:
 _LINE_LOSSES: Mapping[str, str] = {"on": ledger.LOSS_ON, "off": ledger.LOSS_OFF, "str": ledger.LOSS_STR}
 
 
-def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> None:
+def _log_result(run: RunLog, experiment: Experiment, outcome: Outcome) -> None:
     """The memory, the per-prompt tables, and the scalars the gates judge."""
     states = experiment.bank.states(outcome.k).detach()
     stress_table = stress_rows(experiment, outcome.stress)
@@ -199,6 +218,7 @@ def _log_result(run: RunWriter, experiment: Experiment, outcome: Outcome) -> Non
         {
             ledger.NULL_INJECTION_MAX_KL: null_injection_max_kl(experiment, outcome.k),
             ledger.TEACHER_CACHE_MAX_KL: experiment.teacher_cache_max_kl,
+            ledger.TEACHER_MAX_ERROR: experiment.teacher_max_error,
             ledger.SHORTCUT_MAX_KL: experiment.shortcut_max_error,
             **on_metrics(on_table),
             **stress_metrics(stress_table),
@@ -242,7 +262,7 @@ def null_injection_max_kl(experiment: Experiment, k: int) -> float:
     return worst
 
 
-def _log_traces(run: RunWriter, trainer: Trainer) -> None:
+def _log_traces(run: RunLog, trainer: Trainer) -> None:
     traces = trainer.traces
     if not traces.dual:
         return

@@ -49,7 +49,7 @@ def on_rows(experiment: Experiment, states: States, mass: SlotMass) -> tuple[OnR
     """One row per ON evaluation prompt, its document's state injected; `mass` gathers the attention on the slots."""
     prompts = experiment.encoded.on_eval
     answers = [row.answer for row in prompts]
-    base, teacher = experiment.evaluation.base, experiment.evaluation.teacher
+    base, teacher = experiment.base_eval, experiment.teacher_eval
     student = answer_log_probs(
         experiment.model,
         [row.prompt for row in prompts],

@@ -49,6 +49,9 @@ def test_metric_names_are_ones_that_every_store_takes():
 
 def test_names_are_made_for_known_atom_types_only():
     assert ledger.atom_mass("number") == "atom_mass/number"
-    assert ledger.seconds("stress_eval") == "perf/seconds_stress_eval"
+    assert ledger.seconds("tick") == "perf/seconds_tick"
+    assert ledger.SECONDS_TOTAL not in map(ledger.seconds, ledger.PARTS)
     with pytest.raises(ValueError, match="'verb' is not one of key, value"):
         ledger.atom_mass("verb")
+    with pytest.raises(ValueError, match="'lunch' is not one of load, teacher"):
+        ledger.seconds("lunch")

@@ -106,8 +106,11 @@ def test_states_must_hold_keys_and_values_of_the_same_layers():
         States({0: slots}, {1: slots})
     with pytest.raises(ValueError, match="not empty"):
         States({}, {})
-    with pytest.raises(ValueError, match="for one state, not for 2"):
-        States({0: slots}, {0: slots}, torch.arange(3))
+    whole = States({0: slots[:1]}, {0: slots[:1]}, torch.arange(-3, 0))
+    assert States.stack([whole, whole]).positions.tolist() == [-3, -2, -1]
+    for other in (States({0: slots}, {0: slots}), States({0: slots}, {0: slots}, torch.arange(-4, -1))):
+        with pytest.raises(ValueError, match="at different positions cannot be one"):
+            States.stack([whole, other])
 
 
 # ----------------------------------------------------------------------------------------------------------- nesting
@@ -185,19 +188,39 @@ def test_slot_weights_are_the_share_of_the_softmax_that_slots_take(tiny):
 
 
 def test_where_prompts_look_in_a_document_is_the_teachers_attention(model, tiny, family):
-    """`attention_to` against the attention that the eager model reports on document + prompt."""
-    document, prompts, counted = tiny.tokens(20, seed=1), tiny.tokens(3, 9, seed=2), 4
-    layers = tuple(layer.index for layer in attention_modules(model).values())[1:]
-    atoms = capture(model, "d", tuple(document.tolist()), ("content",) * 20)
-    seen = attention_to(model, atoms, prompts, counted, layers)
+    """`attention_to` against the attention that the eager model reports on document + prompt: two documents at once, a
+    shorter prompt among them, and positions that count for more than others."""
+    documents, prompts, lengths = tiny.tokens(2, 20, seed=1), tiny.tokens(3, 9, seed=2), [9, 7, 9]
+    layers, rows = tuple(layer.index for layer in attention_modules(model).values())[1:], [1, 0, 0]
+    atoms = [capture(model, "d", tuple(ids.tolist()), ("content",) * 20) for ids in documents]
+    whole = States.stack([document.as_states() for document in atoms])
+    share = torch.tensor([[0, 0, 0.5, 0.5], [0.25, 0.75, 0, 0], [0, 0, 0, 1]])
+    seen = attention_to(model, whole, prompts, share, layers, rows=torch.tensor(rows))
     eager = tiny.fresh(family)
     eager.set_attn_implementation("eager")
-    whole = torch.cat([document.expand(3, -1), prompts], dim=1)
-    reported = eager(input_ids=whole, use_cache=False, output_attentions=True).attentions
-    for index, layer in enumerate(layers):
-        wanted = reported[layer][:, :, -counted:, :20].mean((1, 2))
-        torch.testing.assert_close(seen[index], wanted, atol=1e-5, rtol=0)
+    for p, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids = torch.cat([documents[row], prompts[p, :length]])[None]
+        reported = eager(input_ids=ids, use_cache=False, output_attentions=True).attentions
+        counted = share[p, : 4 - (9 - length)]
+        for index, layer in enumerate(layers):
+            weights = reported[layer][0, :, -len(counted) :, :20].mean(0)
+            torch.testing.assert_close(seen[index, p], counted @ weights, atol=1e-5, rtol=0)
     assert seen.shape == (len(layers), 3, 20)
+
+
+def test_a_look_ends_with_the_last_layer_of_interest_and_leaves_the_model_as_it_was(model, tiny):
+    document, ids, reached = tiny.tokens(20, seed=1), tiny.tokens(1, 9), []
+    whole = capture(model, "d", tuple(document.tolist()), ("content",) * 20).as_states()
+    bare = logits(model, ids)
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, index=layer.index: reached.append(index))
+        for module, layer in attention_modules(model).items()
+    ]
+    attention_to(model, whole, ids, torch.ones(1, 1), (1,))
+    for hook in hooks:
+        hook.remove()
+    assert reached == [0, 1]
+    assert torch.equal(logits(model, ids), bare)
 
 
 def test_captured_atoms_carry_the_document_and_lie_behind_the_prompt(model, tiny):

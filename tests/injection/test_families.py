@@ -92,7 +92,7 @@ def test_the_whole_document_injected_everywhere_is_the_model_reading_it(model, t
     read = logits(model, torch.cat([document[None], prompt], dim=1))[:, DOCUMENT:].log_softmax(-1)
     atoms = capture(model, "d", tuple(document.tolist()), ("content",) * DOCUMENT, distance)
     with inject(model, atoms.as_states()):
-        behind = positions_behind(model, atoms, PROMPT, distance)
+        behind = positions_behind(model, atoms.as_states(), PROMPT, distance)
         injected = logits(model, prompt, position_ids=behind).log_softmax(-1)
     assert (read - logits(model, prompt).log_softmax(-1)).abs().max() > 0.1
     assert (read - injected).abs().max() <= 1e-4
@@ -162,7 +162,7 @@ def test_a_slot_stands_where_its_token_stood(model, tiny):
     atoms = capture(model, "d", tuple(document.tolist()), ("content",) * DOCUMENT)
     slots = States({bottom: atoms.keys[bottom][None, :, pick]}, {bottom: atoms.values[bottom][None, :, pick]})
     # Learned absolute positions cannot move: there the prompt has to stand where the teacher's copy stands.
-    behind = None if uses_rope(model) else positions_behind(model, atoms, PROMPT)
+    behind = None if uses_rope(model) else positions_behind(model, atoms.as_states(), PROMPT)
     with inject(model, slots, observer=calls.append):
         logits(model, prompt, position_ids=behind)
     read, injected = last_scores(calls[0])[:, pick], last_scores(calls[1])[:, : calls[1].slots]

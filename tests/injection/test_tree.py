@@ -27,20 +27,31 @@ def test_a_forest_has_a_node_for_every_beginning(prompts):
         assert forest.depths[list(path)].tolist() == list(range(len(prompt)))
 
 
-@given(PROMPTS, st.integers(1, 12), st.integers(1, 5))
-def test_groups_hold_every_prompt_once_and_no_more_than_they_may(prompts, nodes, members):
-    groups = partition(prompts, nodes=nodes, members=members)
+@given(PROMPTS, st.integers(1, 12), st.integers(1, 5), st.floats(0, 100))
+def test_groups_hold_every_prompt_once_and_no_more_than_they_may(prompts, nodes, members, worth):
+    groups = partition(prompts, nodes=nodes, members=members, worth=worth)
     assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
     for group in groups:
         assert len(group) <= members
         assert len(group) == 1 or len(beginnings([prompts[i] for i in group])) <= nodes
 
 
+def test_prompts_that_share_nothing_or_too_little_stand_alone():
+    long, other = tuple(range(100)), (0, *range(200, 299))
+    assert partition([(1, 2), (3, 4)], nodes=64, members=9, worth=1e9) == [[0], [1]]
+    assert partition([long, other], nodes=500, members=9, worth=100.0) == [
+        [0],
+        [1],
+    ]  # 2 * 99 * 99 pairs for one node
+    assert partition([long, other], nodes=500, members=9, worth=2e4) == [[0, 1]]
+    assert partition([long, long], nodes=500, members=9, worth=1.0) == [[0, 1]]
+
+
 @given(PROMPTS, st.data())
 def test_a_packed_node_sees_its_path_and_nothing_else(prompts, data):
     keep = [data.draw(st.integers(1, len(prompt))) for prompt in prompts]
     forest = grow(prompts)
-    groups = partition(prompts, nodes=8, members=4)
+    groups = partition(prompts, nodes=8, members=4, worth=100.0)
     trees = [plant(g, [forest.paths[i] for i in g], [keep[i] for i in g]) for g in groups]
     packed = pack(trees, forest.depths, torch.device("cpu"))
     ends: dict[int, list[int]] = {}

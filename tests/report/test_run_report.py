@@ -24,6 +24,9 @@ LAST = {
     "atom_mass/delimiter_slot_max": 0.149,
     "slot_mass/on": 0.3,
     "slot_mass/off": 0.01,
+    "perf/seconds_total": 60.0,
+    "perf/seconds_tick": 12.0,
+    "perf/seconds_train": 40.5,
 }
 
 
@@ -53,6 +56,11 @@ def test_everything_the_plan_lists_is_in_the_report(run, traces):
     assert report["atom_type_mass"]["near_cap"] is True
     assert report["constraint_warnings"]["triggered"] == 18
     assert report["verdict"]["gate_b"] == "fail"
+    assert report["seconds"] == {
+        "perf/seconds_train": 40.5,
+        "perf/seconds_tick": 12.0,
+        "perf/seconds_total": 60.0,
+    }
     page = run_page.to_markdown(report, verdict)
     for said in (
         *(
@@ -67,6 +75,7 @@ def test_everything_the_plan_lists_is_in_the_report(run, traces):
             "## Atom type mass",
             "## Worst prompts: 21 of 2048",
             "delimiter mass gathers at the cap",
+            "## Where the time went",
         ),
     ):
         assert said in page
@@ -93,7 +102,7 @@ def test_the_page_holds_no_foreign_markup(hostile_run, traces):
     ours = {"table", "thead", "tbody", "tr", "th", "td", "p", "ul", "li", "strong", "code", "h1", "h2"}
     assert set(re.findall(r"<(\w+)", html)) <= ours
     assert html.count("<h1>") == 1
-    assert html.count("<h2>") == page.count("\n## ") == 11
+    assert html.count("<h2>") == page.count("\n## ") == 12
     assert all(char == "\n" or char.isprintable() for char in page)
 
 
@@ -102,6 +111,7 @@ def test_a_run_of_phase_2_has_a_report_without_training(runs):
     verdict = Verdict(judge(run))
     page = run_page.to_markdown(run_report.run_report(run, verdict), verdict)
     assert "## Losses\n\nNot logged." in page
+    assert "## Where the time went (seconds)\n\nNot logged." in page
     assert "**PASS**" in page
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_every_metric_of_the_ledger_is_logged(logged):
         if value not in {ledger.FIGURES, ledger.CONFIG_RESOLVED}
     }
     names |= {ledger.atom_mass(kind) for kind in ledger.ATOM_TYPES}
-    names |= {ledger.seconds(part) for part in ("stress_eval", "hard_pool", "train")}
+    names |= {ledger.seconds(part) for part in ledger.PARTS}
     assert names - logged.record().metrics.keys() == set()
     finals = {
         *on_metrics(logged.record().on_table),
@@ -101,6 +102,23 @@ def test_every_metric_of_the_ledger_is_logged(logged):
         ledger.TEACHER_CACHE_MAX_KL,
     }
     assert finals <= logged.record(2).metrics.keys()
+
+
+@pytest.mark.parametrize("phase", [2, 3])
+def test_parts_of_the_wall_time_add_up_to_the_whole(logged, phase):
+    metrics = logged.record(phase).metrics
+    parts = {part: metrics[ledger.seconds(part)] for part in ledger.PARTS if ledger.seconds(part) in metrics}
+    total = metrics[ledger.SECONDS_TOTAL]
+    expected = {"load", "teacher", "capture", "trunk", "tick", "log", "finish"}
+    assert parts.keys() == expected | ({"train", "hard_pool", "verify"} if phase == 3 else set())
+    assert all(seconds > 0 for seconds in parts.values())
+    assert 0.9 * total <= sum(parts.values()) <= total * (1 + 1e-9)
+
+
+def test_at_the_end_a_run_says_where_its_time_went(small_config, store_uri, capsys):
+    run_training(small_config(f"tracking.uri={store_uri}", phase=2), phase=2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"cedkv: [\d.]+ s: load [\d.]+, .*", last)
 
 
 def test_every_artifact_of_the_ledger_is_there_and_parses(logged):
@@ -180,9 +198,7 @@ def test_the_on_table_measures_the_memory_that_is_kept_prompt_by_prompt(logged, 
     trainer = train_small().trainer
     experiment, states = trainer.experiment, trainer.bank.states(2).detach()
     corrects = []
-    measured = zip(
-        logged.record().on_table, experiment.encoded.on_eval, experiment.evaluation.teacher, strict=True
-    )
+    measured = zip(logged.record().on_table, experiment.encoded.on_eval, experiment.teacher_eval, strict=True)
     for row, prompt, reads in measured:
         ids, answer = torch.tensor([prompt.prompt + prompt.answer[:-1]]), torch.tensor(prompt.answer)
         with torch.no_grad(), inject(trainer.model, states.select(torch.tensor([prompt.document]))):

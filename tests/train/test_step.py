@@ -180,7 +180,7 @@ def terms(experiment, *, on=range(4), off=range(4)):
         K,
         on=[experiment.encoded.on_train[i] for i in on],
         on_prompts=experiment.on.take(on),
-        teacher=[experiment.train.teacher[i] for i in on],
+        teacher=[experiment.teacher_train[i] for i in on],
         on_kind="kl",
         off=experiment.off.take(off),
         tail_fraction=0.5,
@@ -230,7 +230,7 @@ def test_an_on_prompt_moves_its_own_document_only(experiment):
         K,
         [experiment.encoded.on_train[i] for i in rows],
         experiment.on.take(rows),
-        teacher=[experiment.train.teacher[i] for i in rows],
+        teacher=[experiment.teacher_train[i] for i in rows],
         kind="kl",
     )
     gradient = torch.autograd.grad(loss, experiment.bank.logits)[0].abs().amax((1, 2, 3, 4))
