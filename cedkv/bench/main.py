@@ -9,6 +9,7 @@ from pathlib import Path
 from cedkv.bench import machine, peers, report
 from cedkv.bench.options import Options
 from cedkv.bench.rows import Section
+from cedkv.bench.step import step_section
 from cedkv.bench.stress import stress_section
 from cedkv.bench.subject import check_model, load_subject
 from cedkv.core.errors import UserError
@@ -49,10 +50,14 @@ def measure(options: Options, out: Path, say: Callable[[str], object]) -> Outcom
 
 
 def _sections(options: Options, say: Callable[[str], object]) -> Iterator[Section]:
-    subject = load_subject(options)
-    if "stress" in options.sections:
-        say("stress evaluation")
-        yield stress_section(subject, options)
+    if {"stress", "step"} & set(options.sections):
+        subject = load_subject(options)
+        if "stress" in options.sections:
+            say("stress evaluation")
+            yield stress_section(subject, options)
+        if "step" in options.sections:
+            say("training step")
+            yield step_section(subject, options)
 
 
 def _make(folder: Path) -> None:

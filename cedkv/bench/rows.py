@@ -16,6 +16,9 @@ TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 Ten times what a run allows its shortcut on a probe of eight prompts, because this is the largest of many thousand pairs.
 """
 
+PROBE_TOLERANCE: Mapping[str, float] = {dtype: limit / 10 for dtype, limit in TOLERANCE.items()}
+"""What a shortcut may differ by on a probe, before it is chosen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:

@@ -13,7 +13,7 @@ from cedkv.bench import peers
 from cedkv.bench.counted import check_count
 from cedkv.bench.floor import Floor, square_rate
 from cedkv.bench.options import Options
-from cedkv.bench.rows import TOLERANCE, Agreement, Row, Section, largest_difference
+from cedkv.bench.rows import PROBE_TOLERANCE, TOLERANCE, Agreement, Row, Section, largest_difference
 from cedkv.bench.subject import Subject
 from cedkv.bench.timing import Spread, interleaved, synchroniser
 from cedkv.evaluate import choose_shortcut, stress
@@ -23,8 +23,6 @@ from cedkv.models.types import CausalLM
 
 NAME = "stress"
 OURS, EVERY, HF, FLOOR = "cedkv", "cedkv, slots in every layer", "plain HF", "floor"
-PROBE_TOLERANCE = 0.1
-"""Of a row's tolerance: what the shortcut may differ by on a probe of eight prompts, as in a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def prepare(model: CausalLM, states: States, prompts: tuple[Ids, ...], dtype: st
     """The shortest way that agrees on a probe, chosen as a run chooses it, and the trunk for it."""
     probe = prompts[:: max(1, len(prompts) // 8)][:8]
     few = states.select(torch.arange(min(states.count, 8), device=model.device))
-    shortcut, _ = choose_shortcut(model, few, probe, PROBE_TOLERANCE * TOLERANCE[dtype])
+    shortcut, _ = choose_shortcut(model, few, probe, PROBE_TOLERANCE[dtype])
     wait = synchroniser(model.device)
     wait()
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Subject:
     model: CausalLM
     prompts: tuple[Ids, ...]
     documents: tuple[Atoms, ...]
+    document_ids: tuple[Ids, ...]
     slots: int
 
     @property
@@ -87,7 +89,7 @@ def of_shape(name: str, shape: Shape, options: Options, prompts: Sequence[Ids]) 
     model = random_model(shape.family, shape.settings, dtype=options.dtype, device=options.device)
     slots, vocabulary = options.scale.slots, shape.settings["vocab_size"]
     documents = [random_tokens(4 * slots, vocabulary, seed=-1 - n) for n in range(DOCUMENTS)]
-    return Subject(name, model, tuple(prompts), _captured(model, documents), slots)
+    return Subject(name, model, tuple(prompts), _captured(model, documents), tuple(documents), slots)
 
 
 def mixed_prompts(count: int, shape: Shape) -> list[Ids]:
@@ -95,6 +97,15 @@ def mixed_prompts(count: int, shape: Shape) -> list[Ids]:
     step = (LONGEST - SHORTEST) / (LENGTHS - 1)
     lengths = [round(SHORTEST + step * (n % LENGTHS)) for n in range(count)]
     return [random_tokens(length, shape.settings["vocab_size"], seed=n) for n, length in enumerate(lengths)]
+
+
+def prompts_of_one_length(subject: Subject, count: int, length: int) -> tuple[Ids, ...]:
+    """`count` prompts of the length that is most frequent; where these are too few, random tokens of `length`."""
+    common, times = Counter(map(len, subject.prompts)).most_common(1)[0]
+    if times >= count:
+        return tuple(prompt for prompt in subject.prompts if len(prompt) == common)[:count]
+    vocabulary = subject.model.config.get_text_config().vocab_size
+    return tuple(random_tokens(length, vocabulary, seed=1000 + n) for n in range(count))
 
 
 def random_tokens(length: int, vocabulary: int, *, seed: int) -> Ids:
@@ -131,6 +142,7 @@ def _embedded(options: Options) -> Subject:
         loaded.model,
         tuple(row.prompt for row in rows),
         _captured(loaded.model, documents),
+        tuple(documents),
         options.scale.slots,
     )
 
