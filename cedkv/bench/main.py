@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cedkv.bench import machine, peers, report
+from cedkv.bench.growth import growth_section
 from cedkv.bench.options import Options
 from cedkv.bench.rows import Section
 from cedkv.bench.step import step_section
@@ -58,6 +59,9 @@ def _sections(options: Options, say: Callable[[str], object]) -> Iterator[Sectio
         if "step" in options.sections:
             say("training step")
             yield step_section(subject, options)
+        del subject
+    if "growth" in options.sections:
+        yield growth_section(options, say)
 
 
 def _make(folder: Path) -> None:

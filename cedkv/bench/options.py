@@ -77,7 +77,7 @@ class Growth:
     few_prompts: int = 8
     few_states: int = 4
     length: int = 16
-    batch_rows: int = 32
+    batch_rows: int = 16
     peer_states: int = 2
 
 
@@ -153,7 +153,12 @@ class Options:
                 peer_states=8,
                 batch_rows=1024,
                 square=8192,
-                growth=replace(scale.growth, batch_rows=4 * scale.growth.batch_rows, few_prompts=32),
+                growth=replace(
+                    scale.growth,
+                    prompts=tuple(2 * n for n in scale.growth.prompts),
+                    batch_rows=64,
+                    few_prompts=16,
+                ),
             )
         if self.model == EMBEDDED:
             scale = replace(scale, prompts=8 * scale.prompts)

@@ -110,7 +110,7 @@ def _table(section: Section) -> list[str]:
     return lines
 
 
-_SHOWN = ("gflop_per_s", "peak_mib")
+_SHOWN = ("gflop_per_s", "peak_mib", "trunk_ms", "standard_error")
 """Extra numbers that have a column; the others are in the JSON."""
 
 

@@ -73,13 +73,13 @@ class Rival:
         """Run, and keep what came out."""
         self.found[:] = [self.run()]
 
-    def row(self, spread: Spread, dtype: str) -> Row:
+    def row(self, section: str, spread: Spread, dtype: str) -> Row:
         """Pairs per second, checked."""
         kl, expected = self.found[0], self.reference()
         apart = largest_difference(kl[:, : expected.shape[1]], expected)
         extra = {"pairs": self.pairs, "kl_median": kl.median().item(), "kl_max": kl.max().item()}
         checked = Agreement(self.against, apart, TOLERANCE[dtype])
-        return Row(NAME, self.name, self.computed, "pairs/s", spread.rate(self.pairs), checked, extra)
+        return Row(section, self.name, self.computed, "pairs/s", spread.rate(self.pairs), checked, extra)
 
 
 def stress_section(subject: Subject, options: Options) -> Section:
@@ -94,7 +94,7 @@ def stress_section(subject: Subject, options: Options) -> Section:
     seconds = interleaved(turns | {FLOOR: lambda: floor.seconds(wait)}, scale.repeats, wait)
     square = square_rate(scale.square, getattr(torch, options.dtype), model.device, wait)
     pairs = rivals[0].pairs
-    rows = [rival.row(seconds[rival.name], options.dtype) for rival in rivals]
+    rows = [rival.row(NAME, seconds[rival.name], options.dtype) for rival in rivals]
     checked = check_count(model, states, subject.prompts[0])
     rows.append(_floor_row(floor, seconds[FLOOR], pairs, checked))
     rows.append(_square_row(floor.macs / pairs, square, scale.square))
@@ -146,10 +146,11 @@ def _rivals(subject: Subject, options: Options, ours: Ours) -> list[Rival]:
             lambda: peers.plain_kl(model, every, found, rows),
         ),
     ]
-    return rivals + [_peft(subject, kind, every, found, some) for kind in peers.KINDS if options.peers]
+    return rivals + [by_peft(subject, kind, every, found, some) for kind in peers.KINDS if options.peers]
 
 
-def _peft(subject: Subject, kind: peers.Kind, every: States, found: list[peers.Group], some: str) -> Rival:
+def by_peft(subject: Subject, kind: peers.Kind, every: States, found: list[peers.Group], some: str) -> Rival:
+    """An adapter of peft, to which the states `every` come one after the other."""
     peer = peers.adapter(subject.model, kind, subject.slots)
     return Rival(
         peers.CALLED[kind],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ DISAGREES = 1
 
 def speed(arguments: argparse.Namespace) -> int:
     """Measure, print the tables; status 1 where a row does not agree."""
+    # torch's profiler, which counts memory, reports its starts and stops on the error stream unless told not to.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     from cedkv.bench.main import measure
