@@ -76,7 +76,7 @@ def growth_section(options: Options, say: Callable[[str], object]) -> Section:
     shape, rows, fits = SHAPES[name], [], []
     summary: dict[str, float] = {}
     for axis in AXES:
-        say(f"growth in {axis}")
+        say(f"measuring growth in {axis} ...")
         points = list(_points(axis, shape, growth, options))
         beside = _beside(points[-1], options) if axis == LAYERS else []
         turns: dict[str, Callable[[], object]] = {point.name: point.run for point in points}

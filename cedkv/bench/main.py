@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cedkv.bench import machine, peers, report
+from cedkv.bench import figure, machine, peers, report
 from cedkv.bench.growth import growth_section
 from cedkv.bench.options import Options
 from cedkv.bench.rows import Section
@@ -16,7 +16,7 @@ from cedkv.bench.subject import check_model, load_subject
 from cedkv.core.errors import UserError
 from cedkv.models.load import pick_device
 
-MARKDOWN = "speed.md"
+MARKDOWN, FIGURE = "speed.md", "speed.svg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def measure(options: Options, out: Path, say: Callable[[str], object]) -> Outcom
     """Measure, and write the tables and the figure to the folder `out`.
 
     Args:
-        say: told what is being measured.
+        say: told what is being measured, and why there is no figure.
 
     Raises:
         UserError: a missing peer, device, shape or folder; before anything is measured.
@@ -44,24 +44,38 @@ def measure(options: Options, out: Path, say: Callable[[str], object]) -> Outcom
     _make(out)
     facts = machine.facts(options.device, options.dtype)
     sections = list(_sections(options, say))
-    markdown = report.to_markdown(facts, options.model, sections, None)
+    drawn = figure.can_draw() and figure.draw(sections, out / FIGURE)
+    if not figure.can_draw():
+        say(figure.MISSING)
+    markdown = report.to_markdown(facts, options.model, sections, FIGURE if drawn else None)
     (out / MARKDOWN).write_text(markdown)
     as_json = report.to_json(facts, asdict(options), sections)
     return Outcome(markdown, as_json, all(row.agrees for section in sections for row in section.rows))
 
 
 def _sections(options: Options, say: Callable[[str], object]) -> Iterator[Section]:
+    """One after the other. MLflow and pydantic are imported for the last two only: a bare GPU machine may lack them."""
     if {"stress", "step"} & set(options.sections):
         subject = load_subject(options)
         if "stress" in options.sections:
-            say("stress evaluation")
+            say("measuring stress evaluation ...")
             yield stress_section(subject, options)
         if "step" in options.sections:
-            say("training step")
+            say("measuring the training step ...")
             yield step_section(subject, options)
         del subject
     if "growth" in options.sections:
         yield growth_section(options, say)
+    if "tracking" in options.sections:
+        from cedkv.bench.tracking import tracking_section
+
+        say("measuring logging ...")
+        yield tracking_section(options)
+    if "gate" in options.sections:
+        from cedkv.bench.gate import gate_section
+
+        say("measuring verdicts ...")
+        yield gate_section(options)
 
 
 def _make(folder: Path) -> None:

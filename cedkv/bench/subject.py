@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from cedkv.bench.base import base_config
 from cedkv.bench.options import EMBEDDED, SHAPES, Options, Shape
 from cedkv.core.errors import UserError
 from cedkv.injection import capture
@@ -21,10 +20,6 @@ from cedkv.models.load import load_model
 from cedkv.models.random_weights import random_model
 from cedkv.models.types import CausalLM
 
-if TYPE_CHECKING:
-    from cedkv.config import Config
-
-BASE = Path(__file__).parents[2] / "configs" / "base.yaml"
 SHORTEST, LONGEST, LENGTHS = 8, 40, 8
 DOCUMENTS = 8
 """Documents that are captured; every memory takes slots of its own from one of them."""
@@ -112,18 +107,6 @@ def random_tokens(length: int, vocabulary: int, *, seed: int) -> Ids:
     """Token ids without the first three, which are special ones."""
     generator = torch.Generator().manual_seed(seed % 2**31)
     return tuple(torch.randint(3, vocabulary, (length,), generator=generator).tolist())
-
-
-def base_config(overrides: Sequence[str] = ()) -> Config:
-    """configs/base.yaml of this checkout, with overrides."""
-    from cedkv.config import load_config
-
-    if not BASE.exists():
-        raise UserError(
-            f"{BASE} is missing: --model embedded and the sections tracking and gate use the checkout's configurations; "
-            "run from a checkout, or use another --model with --only stress,step,growth"
-        )
-    return load_config(BASE, list(overrides), phase=3, env={})
 
 
 def _embedded(options: Options) -> Subject:

@@ -49,4 +49,4 @@ def speed(arguments: argparse.Namespace) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"cedkv: measuring: {message} ...", file=sys.stderr, flush=True)
+    print(f"cedkv: {message}", file=sys.stderr, flush=True)
