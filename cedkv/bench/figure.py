@@ -78,6 +78,8 @@ def _bars(place: Any, rows: Sequence[Row]) -> None:
     place.set_yticks(range(len(rows)), [row.name.replace(", slots", ",\nslots") for row in rows])
     place.tick_params(axis="y", length=0)
     place.set_xlim(0, 1.18 * max(row.value.quartiles[1] for row in rows))
+    place.locator_params(axis="x", nbins=5)
+    place.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     place.set_xlabel("pairs (prompt, state) per second")
     place.set_title("Stress evaluation", loc="left", fontsize=10, fontweight="bold")
 
@@ -111,7 +113,7 @@ def _lines(place: Any, lines: dict[str, list[tuple[float, float]]]) -> None:
     lines = {axis: points for axis, points in lines.items() if points}
     widest = max(points[-1][0] / points[0][0] for points in lines.values())
     highest = max(y / points[0][1] for points in lines.values() for _, y in points)
-    place.plot([1, widest], [1, widest], ":", color="0.6", linewidth=1)
+    place.plot([1, widest], [1, widest], ":", color="0.6", linewidth=1, label="in proportion")
     for axis, points in lines.items():
         x, y = (
             [value / points[0][i] for value in column] for i, column in enumerate(zip(*points, strict=True))

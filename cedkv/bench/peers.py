@@ -42,12 +42,16 @@ class Group:
 
 
 def check_peft() -> None:
-    """Raise `UserError` where peft is not installed."""
-    if find_spec("peft") is None:
-        raise UserError(
-            "peft, which is measured beside cedkv, is not installed: pip install -c constraints.txt -e '.[peers]', "
-            "or leave its rows out with --no-peers"
-        )
+    """Raise `UserError` where peft is not installed, or older than its cartridges."""
+    if find_spec("peft") is not None:
+        import peft
+
+        if hasattr(peft, "CartridgeConfig"):
+            return
+    raise UserError(
+        "peft with CartridgeConfig, which is measured beside cedkv, is not installed: "
+        "pip install -c constraints.txt -e '.[peers]', or leave its rows out with --no-peers"
+    )
 
 
 def log_probs(model: nn.Module, ids: Tensor, keep: int = 1, **inputs: Any) -> Tensor:

@@ -126,7 +126,7 @@ def _rivals(subject: Subject, options: Options, ours: Ours) -> list[Rival]:
             f"{len(prompts)} prompts × {scale.states} states, {top}, from the trunk",
             len(prompts) * scale.states,
             lambda: ours.kl(rows),
-            "plain HF",
+            f"plain HF, first {scale.peer_states} states",
             lambda: peers.plain_kl(model, few, found, rows),
         ),
         Rival(
