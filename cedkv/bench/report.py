@@ -8,6 +8,7 @@ from typing import Any
 
 from cedkv.bench import machine
 from cedkv.bench.rows import Agreement, Row, Section
+from cedkv.report.tables import jsonable, markdown_table
 
 SUMMARY = (
     "stress_vs_hf",
@@ -40,7 +41,7 @@ def to_json(facts: Mapping[str, Any], options: Mapping[str, Any], sections: Sequ
         "rows": [_as_dict(row) for section in sections for row in section.rows],
         "summary": summary(sections),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(jsonable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _as_dict(row: Row) -> dict[str, Any]:
@@ -82,45 +83,35 @@ def to_markdown(
 
 
 def _table(section: Section) -> list[str]:
-    columns = sorted({name for row in section.rows for name in row.extra if name in _SHOWN}, key=_SHOWN.index)
-    head = [
-        "",
-        "median",
-        "quartiles",
-        "unit",
-        *(name.replace("_", " ") for name in columns),
-        "computed",
-        "agrees",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for row in section.rows:
-        low, high = row.value.quartiles
-        spread = "" if len(row.value.values) == 1 else f"{number(low)} to {number(high)}"
-        extra = [number(row.extra[name]) if name in row.extra else "" for name in columns]
-        cells = [
-            row.name,
-            number(row.value.median),
-            spread,
-            row.unit,
-            *extra,
-            row.computed,
-            _said(row.agreement),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    used = {name for row in section.rows for name in row.extra}
+    columns = [name for name in _SHOWN if name in used]
+    return markdown_table(
+        ["", "median", "quartiles", "unit", *map(_SHOWN.__getitem__, columns), "computed", "agrees"],
+        [_cells(row, columns) for row in section.rows],
+    )
 
 
-_SHOWN = ("gflop_per_s", "peak_mib", "trunk_ms", "standard_error")
-"""Extra numbers that have a column; the others are in the JSON."""
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+    low, high = row.value.quartiles
+    spread = "" if len(row.value.values) == 1 else f"{number(low)} to {number(high)}"
+    extra = [number(row.extra[name]) if name in row.extra else "" for name in columns]
+    return [row.name, number(row.value.median), spread, row.unit, *extra, row.computed, _said(row.agreement)]
+
+
+_SHOWN = {
+    "gflop_per_s": "GFLOP/s",
+    "peak_mib": "peak MiB",
+    "trunk_ms": "trunk ms",
+    "standard_error": "standard error",
+}
+"""Extra numbers that have a column, and its head; the others are in the JSON."""
 
 
 def _said(checked: Agreement | None) -> str:
     if checked is None:
         return ""
-    verdict = "yes" if checked.holds else "**NO**"
-    return f"{verdict}: {checked.largest:.1e} ≤ {checked.tolerance:.0e}, {checked.against}".replace(
-        " ≤ ", " ≤ " if checked.holds else " > "
-    )
+    verdict, sign = ("yes", "≤") if checked.holds else ("**NO**", ">")
+    return f"{verdict}: {checked.largest:.1e} {sign} {checked.tolerance:.0e}, {checked.against}"
 
 
 def number(value: float) -> str:
