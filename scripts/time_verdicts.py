@@ -65,10 +65,11 @@ def measure(scale: Scale, sample: int, folder: Path) -> Iterator[str]:
 
 def main() -> int:
     """Parse the command line, measure, print."""
+    full = Scale()
     parser = argparse.ArgumentParser(description="Time the verdicts over an experiment of full-scale runs.")
-    parser.add_argument("--runs", type=int, default=Scale.runs, help="runs of the experiment (%(default)s)")
+    parser.add_argument("--runs", type=int, default=full.runs, help="runs of the experiment (%(default)s)")
     parser.add_argument(
-        "--histories", type=int, default=Scale.histories, help="runs with a full metric history (%(default)s)"
+        "--histories", type=int, default=full.histories, help="runs with a full metric history (%(default)s)"
     )
     parser.add_argument(
         "--sample", type=int, default=20, help="runs read through MLflow's client (%(default)s)"

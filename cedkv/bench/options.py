@@ -117,6 +117,7 @@ _QUICK = Scale(
         states=(1, 4, 16, 64),
         layers=(4, 8, 16),
         lengths=(16, 64, 256),
+        length=8,
         few_prompts=4,
         few_states=2,
         batch_rows=16,

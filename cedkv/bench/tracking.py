@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cedkv import ledger
 from cedkv.bench.base import base_config
-from cedkv.bench.options import Options
+from cedkv.bench.options import Options, Scale
 from cedkv.bench.rows import Agreement, Row, Section
 from cedkv.bench.timing import Spread
 from cedkv.tracking.reader import metric_history
@@ -111,8 +111,13 @@ def _section(training: list[float], log: TimedLog, writing: float, lost: int, do
         ),
     )
     share = (queued.median + written.median) / step.median
-    note = (
+    taken = (
         f"Logging takes {share:.2%} of a step: {queued.median / step.median:.3%} that the loop waits, the rest in another "
         "thread. The first step is left out."
     )
-    return Section(NAME, "Logging", rows, (note,), {"tracking_share": share})
+    notes, full = [taken], Scale().documents
+    if documents < full:
+        notes.append(
+            f"A step with the {full} documents of the configuration takes longer, its logging does not."
+        )
+    return Section(NAME, "Logging", rows, tuple(notes), {"tracking_share": share})

@@ -161,7 +161,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     summary = "time stress evaluation, training step, growth, logging and verdicts, next to plain HF and peft"
     speed = actions.add_parser("speed", help=summary, description=summary, allow_abbrev=False)
     speed.set_defaults(run=bench.speed)
-    speed.add_argument("--quick", action="store_true", help="small sizes: a minute or so in all")
+    speed.add_argument("--quick", action="store_true", help="small sizes: a minute or two in all")
     speed.add_argument(
         "--only",
         metavar="SECTIONS",
