@@ -180,7 +180,7 @@ def _notes(subject: Subject, options: Options, ours: Ours) -> tuple[str, ...]:
     scale = options.scale
     lengths = [len(prompt) for prompt in subject.prompts]
     measured = (
-        f"Prompts of {min(lengths)} to {max(lengths)} tokens, at most {scale.batch_rows} rows a pass. Whole passes and peft "
+        f"Prompts of {min(lengths)} to {max(lengths)} tokens, at most {scale.batch_rows} rows a pass. All other ways "
         f"run on the first {scale.peer_states} of {scale.states} states: rates are per pair."
     )
     left_out = (
