@@ -21,6 +21,7 @@ from cedkv.injection.resume import resume_product
 from cedkv.injection.tree import Ids, Packed
 from cedkv.injection.trunk import Part, Shortcut, Trunk
 from cedkv.memory.state import States
+from cedkv.models.layers import in_one_piece
 from cedkv.models.types import CausalLM
 
 
@@ -55,7 +56,8 @@ class StressResult:
 
 def next_log_probs(model: CausalLM, batch: Padded, keep: int = 1) -> Tensor:
     """Log-probabilities [B, keep, V] behind the last `keep` positions, at least float32."""
-    logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+    with in_one_piece(model):
+        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits[:, -keep:]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import cedkv
-from cedkv.cli import commands, judge, repeat
+from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
+from cedkv.cli import bench, commands, judge, repeat
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -44,6 +45,7 @@ def _build() -> argparse.ArgumentParser:
     _config(
         subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
     )
+    _bench(subparsers.add_parser("bench", help="measure cedkv beside its peers", allow_abbrev=False))
     _model(subparsers.add_parser("model", help="the model that ships with the package", allow_abbrev=False))
     return parser
 
@@ -152,6 +154,43 @@ def _model(parser: argparse.ArgumentParser) -> None:
         "--steps", metavar="N", type=_count, help="training steps; default: as many as the recipe says"
     )
     build.set_defaults(run=commands.model_build)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    summary = "time stress evaluation, training step, growth, logging and verdicts, next to plain HF and peft"
+    speed = actions.add_parser("speed", help=summary, description=summary, allow_abbrev=False)
+    speed.set_defaults(run=bench.speed)
+    speed.add_argument("--quick", action="store_true", help="small sizes: a minute or two in all")
+    speed.add_argument(
+        "--only",
+        metavar="SECTIONS",
+        type=_sections,
+        default=SECTIONS,
+        help=f"some of {','.join(SECTIONS)}; default: all",
+    )
+    speed.add_argument(
+        "--model",
+        default=DEFAULT_SHAPE,
+        help=f"{EMBEDDED}, or a shape with random weights: {', '.join(SHAPES)} (%(default)s)",
+    )
+    speed.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    speed.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
+    speed.add_argument("--threads", metavar="N", type=_count, help="CPU threads; default: torch's")
+    speed.add_argument("--repeats", metavar="N", type=_count, help="turns of each rival; default: 5, quick 3")
+    speed.add_argument("--no-peers", action="store_true", help="without peft's rows")
+    speed.add_argument(
+        "--out", metavar="DIR", default="build/bench", help="where tables and figure go (%(default)s)"
+    )
+    speed.add_argument("--json", metavar="FILE", help="write facts, rows and summary to FILE, too")
+
+
+def _sections(text: str) -> tuple[str, ...]:
+    chosen = text.split(",")
+    unknown = [name for name in chosen if name not in SECTIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SECTIONS)}")
+    return tuple(name for name in SECTIONS if name in chosen)
 
 
 def _count(text: str) -> int:

@@ -85,11 +85,31 @@ class _Injected:
 
 
 def _resumed(model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _Injected) -> Tensor:
+    rows, ends = packed.nodes.shape[0] * injected.times, packed.ends.shape[1]
+    if trunk.shortcut is Shortcut.PLAIN:
+        with inject(model, injected.states, injected.rows, injected.observer):
+            return whole_pass(model, _each(trunk.tokens(packed.nodes), injected.times), ends)
+    if model not in _ONE_LENGTH:
+        try:
+            logits = _from_first(model, trunk, packed, injected, filled=False)
+            if logits.shape[:2] == (rows, ends):
+                return logits
+        except RuntimeError:
+            pass  # tried again below, where it is raised again if the length was not the reason
+        _ONE_LENGTH.add(model)
+    return _from_first(model, trunk, packed, injected, filled=True)
+
+
+_ONE_LENGTH: WeakSet[PreTrainedModel] = WeakSet()
+"""Models (GPT-2) that give their last hidden states the shape of the input again, which then have to have its length."""
+
+
+def _from_first(
+    model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _Injected, *, filled: bool
+) -> Tensor:
+    """Logits [R, K, V]; `filled`: the last layer's output is filled up to the length of the input."""
     states, times = injected.states, injected.times
     ids = _each(trunk.tokens(packed.nodes), times)
-    if trunk.shortcut is Shortcut.PLAIN:
-        with inject(model, states, injected.rows, injected.observer):
-            return whole_pass(model, ids, packed.ends.shape[1])
     layers = decoder_layers(model)
     first, last = states.layers[0], len(layers) - 1
     modules = {layer.index: (module, layer.window) for module, layer in attention_modules(model).items()}
@@ -112,7 +132,8 @@ def _resumed(model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _In
             stack.enter_context(_replaced(layers[last], _at_ends(layers[last].forward, packed)))
         elif tail:
             stack.enter_context(_replaced(layers[last], _tailed(layers[last], modules[last][0], packed)))
-        stack.enter_context(_given_back(layers[last], packed, cut=not (tail or at_once)))
+        if filled or not (tail or at_once):
+            stack.enter_context(_given_back(layers[last], packed, cut=not (tail or at_once), filled=filled))
         stack.enter_context(no_masks())
         stack.enter_context(inject(model, states, injected.rows, injected.observer, packing=packing))
         return model(
@@ -120,7 +141,7 @@ def _resumed(model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _In
             attention_mask=torch.ones_like(ids),  # spares the model the search for packed sequences
             position_ids=packed.depths if packed.depths.shape[0] == 1 else _each(packed.depths, times),
             use_cache=False,
-            logits_to_keep=torch.arange(packed.ends.shape[1], device=ids.device),
+            logits_to_keep=torch.arange(packed.ends.shape[1], device=ids.device) if filled else 0,
         ).logits
 
 
@@ -172,17 +193,18 @@ def _begun(layers: nn.ModuleList, first: int, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _given_back(layer: nn.Module, packed: Packed, *, cut: bool) -> Iterator[None]:
-    """What `layer` gives becomes [R, U, h] with the ends in front: some models insist on the length they were given.
+def _given_back(layer: nn.Module, packed: Packed, *, cut: bool, filled: bool) -> Iterator[None]:
+    """What `layer` gives becomes [R, K, h], or [R, U, h] with the ends in front.
 
     Args:
         cut: take the ends out of it first.
+        filled: up to the length of the input.
     """
     length, ends = packed.nodes.shape[1], packed.ends.shape[1]
 
     def leave(_: nn.Module, __: Any, found: Tensor) -> Tensor:
         found = packed.at_ends(found) if cut else found
-        if ends == length:
+        if not filled:
             return found
         whole = found.new_zeros(found.shape[0], length, found.shape[2])
         whole[:, :ends] = found

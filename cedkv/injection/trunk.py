@@ -31,7 +31,7 @@ from cedkv.injection.attention import observe
 from cedkv.injection.merge import OwnAttention, Scoring, own_attention
 from cedkv.injection.storage import Room, picked
 from cedkv.injection.tree import Ids, Packed, Tree, batches, grow, pack, partition, plant
-from cedkv.models.layers import decoder_layers
+from cedkv.models.layers import decoder_layers, in_one_piece
 
 TOKENS_OF_A_ROW = 32
 """A pass that makes a trunk has at most this many tokens for each of its `batch_rows`."""
@@ -242,7 +242,8 @@ class Trunk(Sequence[Ids]):
 def whole_pass(model: PreTrainedModel, ids: Tensor, keep: int) -> Tensor:
     """Logits [B, keep, V] behind the last `keep` positions of unpadded rows."""
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    found = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
+    with in_one_piece(model):
+        found = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
     return found.logits[:, -keep:]
 
 

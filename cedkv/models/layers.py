@@ -5,7 +5,8 @@ Scopes count *attention* layers: in a hybrid where one layer of four attends, `t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
@@ -57,6 +58,21 @@ def _window(model: PreTrainedModel, module: nn.Module, index: int) -> int | None
         return None  # EXAONE 4 gives its global attention modules the number, too
     window: int | None = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     return window
+
+
+@contextmanager
+def in_one_piece(model: nn.Module) -> Iterator[None]:
+    """Within the block the output head gets its input in one piece.
+
+    With `logits_to_keep` transformers hands it a slice, whose rows do not lie side by side: torch multiplies these row by
+    row, several times slower and to the same numbers.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models and of peft's
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -15,6 +15,7 @@ from cedkv.data.records import hashes
 from cedkv.evaluate import choose_shortcut, stress
 from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Trunk
+from cedkv.models.allocator import keep_freed_memory
 from cedkv.release.certify import Attempt, is_affordable
 from cedkv.tracking.attach import attach
 from cedkv.tracking.encode import encode_json
@@ -43,6 +44,7 @@ def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) 
     record = read_run(run_id, uri)
     _check_certifiable(record)
     config = config_of(record)
+    keep_freed_memory()
     say("making the sealed set, loading model and memory ...")
     corpus = corpus_of(record, config)
     loaded = model_of(record, config)

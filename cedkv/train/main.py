@@ -24,6 +24,7 @@ from cedkv.evaluate import SlotMass, next_log_probs
 from cedkv.injection import inject
 from cedkv.injection.trunk import Shortcut
 from cedkv.memory.export import write_memory
+from cedkv.models.allocator import keep_freed_memory
 from cedkv.release.gates import worst_prompts
 from cedkv.release.measure import on_metrics, stress_metrics
 from cedkv.tracking import lineage
@@ -67,6 +68,7 @@ def run_training(
         _refuse_several_processes(os.environ)
         uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
         check_store(uri)
+    keep_freed_memory()
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
     experiment = prepare(config, phase, clock)

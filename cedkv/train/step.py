@@ -99,7 +99,10 @@ def off_loss(
     The maximum over states is found without gradients; its gradient is that of the state that reaches it.
     """
     states = bank.states(k)
-    worst = stress(model, states.detach(), prompts, batch_rows=batch_rows).worst_state.to(model.device)
+    if states.count > 1:
+        worst = stress(model, states.detach(), prompts, batch_rows=batch_rows).worst_state.to(model.device)
+    else:
+        worst = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
     mass = SlotMass(1, [])
     divergences = [
         kl_divergence(student, prompts.trunk.base(packed)[packed.row, packed.end])

@@ -18,6 +18,7 @@ from cedkv.data.batching import by_length, by_similar_length, pad_right
 from cedkv.data.encode import EncodedCorpus, EncodedOn
 from cedkv.evaluate import answer_log_probs
 from cedkv.injection.tree import Ids
+from cedkv.models.layers import in_one_piece
 from cedkv.models.types import CausalLM
 
 TOLERANCE = 1e-5
@@ -145,12 +146,12 @@ def answers_behind(
     ids = pad_right([question.shown for question in questions], model.device)
     first = min(len(question.prompt) for question in questions) - 1
     keep = ids.shape[1] - first
-    logits = model(
-        input_ids=ids,
-        position_ids=torch.arange(start, start + ids.shape[1], device=model.device)[None],
-        logits_to_keep=keep,
-        **({"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}),
-    ).logits[:, -keep:]
+    positions = torch.arange(start, start + ids.shape[1], device=model.device)[None]
+    going_on = {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
+    with in_one_piece(model):
+        logits = model(input_ids=ids, position_ids=positions, logits_to_keep=keep, **going_on).logits[
+            :, -keep:
+        ]
     found = []
     for row, question in zip(logits, questions, strict=True):
         begin = len(question.prompt) - 1 - first

@@ -30,6 +30,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     [
         (["--help"], ", 'pydantic', 'yaml'"),
         (["train", "--help"], ", 'pydantic', 'yaml'"),
+        (["bench", "speed", "--help"], ", 'pydantic', 'yaml'"),
         (["--config", "nowhere.yaml"], ""),
         (["--config", SMOKE, "--set", "phase3.train.steps=none"], ""),
         (["config", "show", SMOKE], ""),
@@ -52,7 +53,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {name} " in text for name in ("train", "gate", "report", "config", "model"))
+    assert all(f"\n    {name} " in text for name in ("train", "gate", "report", "config", "bench", "model"))
 
 
 # --------------------------------------------------------------------------------------------------- a user's mistakes

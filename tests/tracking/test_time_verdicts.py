@@ -47,11 +47,16 @@ def test_every_run_is_judged_and_the_table_has_a_line_for_each_way(
     assert [len(history) for history in histories].count(5) == 2
 
 
+@pytest.mark.parametrize(("runs", "limit"), [(["--runs", "3"], 3), ([], 1000)])
 def test_a_sample_larger_than_the_experiment_is_refused(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runs: list[str],
+    limit: int,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["time_verdicts", "--runs", "3", "--sample", "4"])
+    monkeypatch.setattr(sys, "argv", ["time_verdicts", *runs, "--sample", "1001"])
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 2
-    assert "--sample 4 is not from 1 to --runs 3" in capsys.readouterr().err
+    assert f"--sample 1001 is not from 1 to --runs {limit}" in capsys.readouterr().err

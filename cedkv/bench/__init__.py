@@ -1,0 +1,1 @@
+"""Measurements of cedkv beside its peers: paired, interleaved, each checked against an independent computation."""

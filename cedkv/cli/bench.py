@@ -1,0 +1,54 @@
+"""The command that measures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cedkv.bench.options import Options
+from cedkv.core.errors import UserError
+
+DISAGREES = 1
+"""Status of a measurement in which a row's results are not what an independent computation gives."""
+
+
+def speed(arguments: argparse.Namespace) -> int:
+    """Measure, print the tables; status 1 where a row does not agree."""
+    # torch's profiler, which counts memory, reports its starts and stops on the error stream unless told not to.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from cedkv.bench.main import measure
+    from cedkv.models.allocator import keep_freed_memory
+
+    keep_freed_memory()  # for everybody in this process, as a run does
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    options = Options(
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        sections=arguments.only,
+        quick=arguments.quick,
+        peers=not arguments.no_peers,
+        repeats=arguments.repeats,
+    )
+    found = measure(options, Path(arguments.out), _say)
+    print(found.markdown, end="")
+    if arguments.json is not None:
+        try:
+            Path(arguments.json).write_text(found.json)
+        except OSError as error:
+            raise UserError(
+                f"--json {arguments.json!r} cannot be written ({error.strerror}); name another"
+            ) from error
+    if not found.agrees:
+        print("cedkv: a row does not agree with its independent computation", file=sys.stderr)
+    return 0 if found.agrees else DISAGREES
+
+
+def _say(message: str) -> None:
+    print(f"cedkv: {message}", file=sys.stderr, flush=True)

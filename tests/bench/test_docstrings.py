@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from cedkv.bench import fit, floor, macs, report
+
+
+@pytest.mark.parametrize("module", [fit, floor, macs, report], ids=lambda module: module.__name__)
+def test_examples_in_docstrings_hold(module: object) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
