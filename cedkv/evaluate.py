@@ -82,7 +82,7 @@ def stress(
         for packed in trunk.product(part.places, batch_rows, count):
             base = trunk.base(packed)
             base_top[packed.member] = base.argmax(-1)[packed.row, packed.end]
-            for columns in _columns(states, packed, batch_rows):
+            for columns in columns_of(states, packed, batch_rows):
                 student = resume_product(model, trunk, packed, states, columns)
                 found, top = kl_from_logits(student, base)
                 places = packed.member[:, None], columns
@@ -91,7 +91,7 @@ def stress(
     return StressResult(kl.cpu(), base_top.cpu(), student_top.cpu())
 
 
-def _columns(states: States, packed: Packed, batch_rows: int) -> Iterator[Tensor]:
+def columns_of(states: States, packed: Packed, batch_rows: int) -> Iterator[Tensor]:
     """The states in parts of like size that fit one forward pass."""
     device = next(iter(states.keys.values())).device
     rows = packed.member.numel()

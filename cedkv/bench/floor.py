@@ -8,76 +8,79 @@ of attention are few and are taken at the rate of these products.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cedkv.bench.macs import Work, needed
+from cedkv.bench.macs import Asked, Work, needed
+from cedkv.evaluate import columns_of
+from cedkv.injection.tree import Packed
+from cedkv.injection.trunk import Trunk
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """`pairs` pairs in one forward pass, and how many such passes there are."""
+    """What one forward pass needs under each of its `states` states."""
 
-    length: int
-    pairs: int
-    count: int
+    states: int
+    work: Work
 
 
-def passes(lengths: Iterable[int], states: int, batch_rows: int) -> list[Pass]:
-    """The passes over prompts of these lengths under every state: one length each, at most `batch_rows` rows.
-
-    >>> passes([5, 5, 5, 9], states=2, batch_rows=4)
-    [Pass(length=5, pairs=4, count=1), Pass(length=5, pairs=2, count=1), Pass(length=9, pairs=2, count=1)]
-    """
-    found: Counter[tuple[int, int]] = Counter()
-    at_once = max(1, batch_rows // states)
-    columns = [min(batch_rows, states - start) for start in range(0, states, batch_rows)]
-    for length, prompts in sorted(Counter(lengths).items()):
-        for start in range(0, prompts, at_once):
-            for width in columns:
-                found[length, min(at_once, prompts - start) * width] += 1
-    return [Pass(length, pairs, count) for (length, pairs), count in found.items()]
+def asked(packed: Packed) -> Asked:
+    """The positions of a batch, without padding."""
+    depths: list[int] = []
+    ends: list[int] = []
+    for nodes, deep, last in zip(
+        packed.nodes.tolist(), packed.depths.tolist(), packed.ends.tolist(), strict=True
+    ):
+        depths += dict(zip(nodes, deep, strict=True)).values()
+        ends += (deep[place] for place in set(last))
+    return Asked(tuple(depths), tuple(ends))
 
 
 class Floor:
-    """The needed products of a stress evaluation, ready to run."""
+    """The needed products of the stress evaluation of a trunk, ready to run."""
 
-    def __init__(self, model: CausalLM, states: States, lengths: Sequence[int], batch_rows: int) -> None:
-        self.passes = passes(lengths, states.count, batch_rows)
-        self.work: list[Work] = [needed(model, states, each.length) for each in self.passes]
+    def __init__(self, model: CausalLM, states: States, trunk: Trunk, batch_rows: int) -> None:
+        self.passes = [
+            Pass(columns.numel(), work)
+            for packed in trunk.product(range(len(trunk)), batch_rows, states.count)
+            for work in (needed(model, states, asked(packed)),)
+            for columns in columns_of(states, packed, batch_rows)
+        ]
         self._device = model.device
         self._rooms: dict[int, Tensor] = {}
 
     @property
     def macs(self) -> int:
         """Multiply-adds of all passes."""
-        return sum(p.count * p.pairs * w.macs for p, w in zip(self.passes, self.work, strict=True))
+        return sum(each.states * each.work.macs for each in self.passes)
 
     @torch.no_grad()
     def seconds(self, synchronise: Callable[[], object]) -> float:
-        """Run one pass of each kind; what all of them would take."""
-        total = 0.0
-        for each, work in zip(self.passes, self.work, strict=True):
-            synchronise()
-            started = time.perf_counter()
-            for product in work.products:
-                rows = each.pairs * product.positions
+        """Run them; the attention's multiply-adds are taken at the rate of these products."""
+        synchronise()
+        started = time.perf_counter()
+        for each in self.passes:
+            for product in each.work.products:
+                rows = each.states * product.positions
                 out, inner = product.weight.shape
                 torch.mm(
                     self._room(rows, inner, product.weight),
                     product.weight.t(),
                     out=self._room(rows, out, product.weight, 1),
                 )
-            synchronise()
-            spent = time.perf_counter() - started
-            total += each.count * spent * work.macs / work.linear
-        return total
+        synchronise()
+        return (time.perf_counter() - started) * self.macs / self.linear
+
+    @property
+    def linear(self) -> int:
+        """Multiply-adds with weights, of all passes."""
+        return sum(each.states * each.work.linear for each in self.passes)
 
     def _room(self, rows: int, width: int, like: Tensor, which: int = 0) -> Tensor:
         """A buffer [rows, width]; one block of memory for all inputs, one for all outputs."""

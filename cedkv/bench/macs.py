@@ -1,21 +1,21 @@
-"""How many multiply-adds a pair (prompt, state) needs once everything below the first injected layer is known.
+"""How many multiply-adds the prompts of a pass need under a state once everything below the first injected layer is known.
 
-Read from the modules themselves: the shapes of their weights, and of the slots. With T tokens of a prompt, S slots,
-H query heads, D and D' the sizes of keys and values, n the positions whose answer is asked for (the last ones), and
-|W| the number of entries of a weight:
+Read from the modules themselves: the shapes of their weights, and of the slots. With T positions (what prompts share is
+counted once), n of them asked for (the last ones of the prompts), S slots, H query heads, D and D' the sizes of keys and
+values, and |W| the number of entries of a weight:
 
     first injected layer    T (|W_o| + |W_mlp|) + T S H (D + D')            its queries are known, its slots merged
     layers between          T (|W_q| + |W_k| + |W_v| + |W_o| + |W_mlp|) + (V_T + T S) H (D + D')
     last layer              T (|W_k| + |W_v|) + n (|W_q| + |W_o| + |W_mlp|) + (V_n + n S) H (D + D')
     output head             n |W_head|
 
-V_T counts the (query, key) pairs that the causal mask and a sliding window leave, V_n those of the last n queries. Where
-the first injected layer is also the last, T is n in its line. Norms, activations, softmaxes and biases are not counted.
+V_T counts the (query, key) pairs that causality and a sliding window leave, V_n those of the n queries. Where the first
+injected layer is also the last, T is n in its line. Norms, activations, softmaxes and biases are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`positions` rows of every pair times a weight [out, in]."""
+    """`positions` rows of every state times a weight [out, in]."""
 
     name: str
     weight: Tensor
@@ -41,13 +41,13 @@ class Product:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one pair."""
+        """Multiply-adds under one state."""
         return self.positions * self.weight.numel()
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The products with weights, and the multiply-adds of attention, of one pair."""
+    """The products with weights, and the multiply-adds of attention, under one state."""
 
     products: tuple[Product, ...]
     attention: int
@@ -93,13 +93,24 @@ class Projections:
         ]
 
 
-def needed(model: CausalLM, states: States, length: int, keep: int = 1) -> Work:
-    """What one pair needs from the first injected layer on; the formula stands above.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The positions of a pass: how many each one has before it, and the same of those whose answer is asked for."""
+
+    depths: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def prompt(cls, length: int, keep: int = 1) -> Asked:
+        """One prompt, asked at its last `keep` positions."""
+        return cls(tuple(range(length)), tuple(range(length - keep, length)))
+
+
+def needed(model: CausalLM, states: States, asked: Asked) -> Work:
+    """What the prompts of a pass need under one state, from the first injected layer on; the formula stands above.
 
     Args:
         states: what is injected, from its first layer to the model's last.
-        length: T.
-        keep: n.
 
     Raises:
         UserError: a layer whose products cannot be told apart (experts, unknown projections).
@@ -109,35 +120,34 @@ def needed(model: CausalLM, states: States, length: int, keep: int = 1) -> Work:
     attention = 0
     for layer in (layer for layer in attention_modules(model).values() if layer.index >= first):
         parts = projections(model, layer.index, states)
-        asked = keep if layer.index == last else length
+        queries = asked.ends if layer.index == last else asked.depths
         if layer.index == first:
-            products += parts.behind(asked)
-            attention += asked * states.slots * _width(states, parts)
+            products += parts.behind(len(queries))
+            attention += len(queries) * states.slots * _width(states, parts)
             continue
-        products += parts.answering(length) + parts.asking(asked)
-        attention += _attention(states, parts, layer, length, asked)
-    return Work((*products, _head(model, keep)), attention)
+        products += parts.answering(len(asked.depths)) + parts.asking(len(queries))
+        attention += _attention(states, parts, layer, queries)
+    return Work((*products, _head(model, len(asked.ends))), attention)
 
 
 def whole(model: CausalLM, states: States, length: int, keep: int = 1) -> Work:
-    """A plain pass: every layer, every position, and the output head at the last `keep`."""
+    """A plain pass over one prompt: every layer, every position, and the output head at the last `keep`."""
     products: list[Product] = []
     attention = 0
     for layer in attention_modules(model).values():
         parts = projections(model, layer.index, states)
         products += parts.all_of(length)
-        attention += _attention(states, parts, layer, length, length)
+        attention += _attention(states, parts, layer, range(length))
     return Work((*products, _head(model, keep)), attention)
 
 
-def visible(length: int, window: int | None, queries: int | None = None) -> int:
-    """(query, key) pairs of the last `queries` of `length` positions (all by default) that no mask hides.
+def visible(depths: Iterable[int], window: int | None) -> int:
+    """(query, key) pairs of queries at these depths that no mask hides.
 
-    >>> visible(4, None), visible(4, 2), visible(4, None, 1)
+    >>> visible(range(4), None), visible(range(4), 2), visible([3], None)
     (10, 7, 4)
     """
-    first = 0 if queries is None else length - queries
-    return sum(min(t + 1, window or t + 1) for t in range(first, length))
+    return sum(min(depth + 1, window or depth + 1) for depth in depths)
 
 
 def projections(model: CausalLM, index: int, states: States) -> Projections:
@@ -163,9 +173,10 @@ def projections(model: CausalLM, index: int, states: States) -> Projections:
     return Projections(query, (key_value,), output, tuple(mlp), fused=True)
 
 
-def _attention(states: States, parts: Projections, layer: AttentionLayer, length: int, queries: int) -> int:
+def _attention(states: States, parts: Projections, layer: AttentionLayer, queries: Sequence[int]) -> int:
+    """Of queries at these depths."""
     slots = states.slots if layer.index in states.keys else 0
-    return (visible(length, layer.window, queries) + queries * slots) * _width(states, parts)
+    return (visible(queries, layer.window) + len(queries) * slots) * _width(states, parts)
 
 
 def _width(states: States, parts: Projections) -> int:

@@ -89,7 +89,7 @@ def stress_section(subject: Subject, options: Options) -> Section:
     states = subject.states(scale.states, subject.top)
     ours = prepare(model, states, subject.prompts, options.dtype, scale.batch_rows)
     rivals = _rivals(subject, options, ours)
-    floor = Floor(model, states, [len(prompt) for prompt in subject.prompts], scale.batch_rows)
+    floor = Floor(model, states, ours.trunk, scale.batch_rows)
     wait = synchroniser(model.device)
     turns: dict[str, Callable[[], object]] = {rival.name: rival.timed for rival in rivals}
     seconds = interleaved(turns | {FLOOR: lambda: floor.seconds(wait)}, scale.repeats, wait)
@@ -165,7 +165,7 @@ def by_peft(subject: Subject, kind: peers.Kind, every: States, found: list[peers
 
 def _floor_row(floor: Floor, spread: Spread, pairs: int, checked: Agreement) -> Row:
     each = floor.macs / pairs
-    computed = f"{each / 1e6:.1f} million multiply-adds per pair, products of the pass's own shapes"
+    computed = f"{each / 1e6:.1f} million multiply-adds per pair, shared beginnings once; products of the pass's own shapes"
     extra = {"macs_per_pair": each, "gflop_per_s": spread.rate(2e-9 * floor.macs).median}
     return Row(NAME, FLOOR, computed, "pairs/s", spread.rate(pairs), checked, extra)
 

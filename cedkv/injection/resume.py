@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -131,7 +132,10 @@ def _from_first(
         if at_once:
             stack.enter_context(_replaced(layers[last], _at_ends(layers[last].forward, packed)))
         elif tail:
-            stack.enter_context(_replaced(layers[last], _tailed(layers[last], modules[last][0], packed)))
+            module = modules[last][0]
+            known = packing[module].tail
+            assert known is not None
+            stack.enter_context(_replaced(layers[last], _tailed(layers[last], module, known, packed)))
         if filled or not (tail or at_once):
             stack.enter_context(_given_back(layers[last], packed, cut=not (tail or at_once), filled=filled))
         stack.enter_context(no_masks())
@@ -217,53 +221,55 @@ def _given_back(layer: nn.Module, packed: Packed, *, cut: bool, filled: bool) ->
         handle.remove()
 
 
-_ALL_QUERIES: WeakSet[nn.Module] = WeakSet()
-"""Attention modules whose code does not go through with queries of one head."""
+_ALL_HEADS: WeakSet[nn.Module] = WeakSet()
+"""Attention modules whose code does not go through with projections of one head."""
 
 
-def _tailed(layer: nn.Module, attention: nn.Module, packed: Packed) -> Callable[..., Any]:
-    """The forward of `layer` that gives its ends only."""
+def _tailed(layer: nn.Module, attention: nn.Module, tail: Tail, packed: Packed) -> Callable[..., Any]:
+    """The forward of `layer` that gives its ends only.
+
+    The queries of its first call are never read, nor the keys and values of its second one: zeros of one head stand in.
+    """
     whole, at_ends = layer.forward, _at_ends(layer.forward, packed)
 
-    def until_keys(*args: Any, **kwargs: Any) -> bool:
-        """Run until keys and values of all positions are known; the queries of this call are never read."""
-        try:
-            whole(*args, **kwargs)
-        except Captured:
-            return True
-        return False
-
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not (_with_one_head(attention, until_keys, args, kwargs) or until_keys(*args, **kwargs)):
-            raise NoShortcutError(f"{type(layer).__name__} did not call its attention")
-        return at_ends(*args, **kwargs)
+        if attention not in _ALL_HEADS:
+            try:
+                return called(("q_proj",), ("k_proj", "v_proj"), args, kwargs)
+            except (RuntimeError, ValueError, IndexError):
+                _ALL_HEADS.add(attention)
+                tail.key = tail.value = None
+        return called((), (), args, kwargs)
+
+    def called(
+        first: tuple[str, ...], second: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            with _one_head(attention, first):
+                whole(*args, **kwargs)
+        except Captured:
+            with _one_head(attention, second):
+                return at_ends(*args, **kwargs)
+        raise NoShortcutError(f"{type(layer).__name__} did not call its attention")
 
     return forward
 
 
-def _with_one_head(
-    attention: nn.Module,
-    until_keys: Callable[..., bool],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> bool:
-    """Call `until_keys` with zeros of one head for queries; False where this family's code does not allow it."""
+@contextmanager
+def _one_head(attention: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """Within the block the projections `names` of `attention`, where it has them, give zeros of one head."""
     size = getattr(attention, "head_dim", None)
-    project = getattr(attention, "q_proj", None)
-    if attention in _ALL_QUERIES or not isinstance(project, nn.Module) or not isinstance(size, int):
-        return False
+    with ExitStack() as stack:
+        if isinstance(size, int):
+            for name in names:
+                if isinstance(project := getattr(attention, name, None), nn.Linear):
+                    stack.enter_context(_replaced(project, partial(_zeros, size=size)))
+        yield
 
-    def one_head(x: Tensor) -> Tensor:
-        return x.new_zeros(1).expand(*x.shape[:-1], size)
 
-    try:
-        with _replaced(project, one_head):
-            if until_keys(*args, **kwargs):
-                return True
-    except (RuntimeError, ValueError, IndexError):
-        pass
-    _ALL_QUERIES.add(attention)
-    return False
+def _zeros(x: Tensor, size: int) -> Tensor:
+    """[..., size] of them, without room of their own."""
+    return x.new_zeros(1).expand(*x.shape[:-1], size)
 
 
 def _at_ends(whole: Callable[..., Any], packed: Packed) -> Callable[..., Any]:

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from cedkv.bench.counted import counted
-from cedkv.bench.floor import Floor, Pass, passes
-from cedkv.bench.macs import needed, projections, visible, whole
+from cedkv.bench.floor import Floor
+from cedkv.bench.macs import Asked, needed, projections, visible, whole
 from cedkv.bench.peers import log_probs
 from cedkv.core.errors import UserError
-from cedkv.evaluate import choose_shortcut
+from cedkv.evaluate import choose_shortcut, stress
 from cedkv.injection import AttentionCall, inject
 from cedkv.injection.resume import resume
 from cedkv.injection.trunk import Shortcut, Trunk
-from cedkv.models.layers import decoder_layers
+from cedkv.models.layers import attention_modules, decoder_layers
 from tests.tiny_models import TinyModels
 
 COUNTED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "gpt_neox", "gpt2", "phi", "olmo2", "exaone4")
@@ -50,24 +50,43 @@ def test_attention_counts_what_no_mask_hides(tiny: TinyModels, family: str) -> N
 
 @pytest.mark.parametrize("layers", [(1, 2), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "phi"])
-def test_a_resumed_pass_does_what_is_needed_and_hardly_more(
+def test_a_resumed_pass_does_what_is_needed_and_no_more(
     tiny: TinyModels, family: str, layers: tuple[int, ...]
 ) -> None:
     model, keep = tiny(family), 2
     states = tiny.memory(model, layers=layers)
     prompts = [tuple(row) for row in tiny.tokens(ROWS, LENGTH).tolist()]
     shortcut, _ = choose_shortcut(model, states, prompts, 1e-4)
-    assert shortcut is Shortcut.MERGE
+    assert shortcut is Shortcut.SHARE
     trunk = Trunk(model, prompts, layers[0], shortcut=shortcut, keep=[keep] * ROWS)
-    ((_, bucket, places),) = trunk.groups(range(ROWS), ROWS)
-    rows = torch.zeros(ROWS, dtype=torch.long)
-    done = counted(lambda: resume(model, bucket, places, states, rows, shortcut=shortcut))
-    least = ROWS * needed(model, states, LENGTH, keep).linear
-    # The last layer is called twice: for the keys and values of all positions, and for the last positions. Nobody asks
-    # for the first call's queries and the second one's keys and values; where it merges, it is called once.
+    (packed,) = trunk.single(range(ROWS))
+    done = counted(lambda: resume(model, trunk, packed, states, torch.zeros(ROWS, dtype=torch.long)))
+    least = ROWS * needed(model, states, Asked.prompt(LENGTH, keep)).linear
+    # Where queries, keys and values are one module, or merging leaves no attention, there is nothing to leave out.
     last = projections(model, 2, states)
     spare = LENGTH * last.query.numel() + keep * sum(weight.numel() for weight in last.key_value)
-    assert least <= done <= least + (ROWS * spare if len(layers) > 1 else 0)
+    assert done == least + (ROWS * spare if last.fused and len(layers) > 1 else 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_an_evaluation_does_what_its_floor_does(tiny: TinyModels, family: str) -> None:
+    """Prompts that share beginnings and such that do not; some batches are padded, what that costs is not needed."""
+    model = tiny(family)
+    top = [layer.index for layer in attention_modules(model).values()][-2:]
+    states = tiny.memory(model, states=3, layers=top)
+    start = tuple(tiny.tokens(6, seed=9).tolist())
+    prompts = [start + tuple(tiny.tokens(3, seed=n).tolist()) for n in range(4)]
+    prompts += [tuple(tiny.tokens(8, seed=n).tolist()) for n in range(20, 23)]
+    trunk = Trunk(model, prompts, top[0], shortcut=Shortcut.SHARE)
+    for rows in (3, 6, 64):
+        floor = Floor(model, states, trunk, rows)
+        done = counted(lambda rows=rows: stress(model, states, trunk, batch_rows=rows))
+        assert done == counted(lambda floor=floor: floor.seconds(lambda: None)) == floor.linear
+        assert floor.seconds(lambda: None) > 0
+    alone = [needed(model, states, Asked.prompt(8))] * 3
+    tree = needed(model, states, Asked((*range(6), *(6, 7, 8) * 4), (8,) * 4))
+    assert floor.macs == 3 * sum(work.macs for work in (tree, *alone))
+    assert tree.macs < 4 * needed(model, states, Asked.prompt(9)).macs
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
@@ -81,20 +100,5 @@ def test_visible_pairs_by_counting_them() -> None:
     for length in (1, 4, 9):
         for window in (None, 1, 3, 20):
             pairs = [(q, k) for q in range(length) for k in range(q + 1) if window is None or q - k < window]
-            assert visible(length, window) == len(pairs)
-            assert visible(length, window, 1) == sum(q == length - 1 for q, _ in pairs)
-
-
-def test_passes_have_the_shapes_of_the_evaluation() -> None:
-    assert passes([5, 5, 9, 5], states=2, batch_rows=4) == [Pass(5, 4, 1), Pass(5, 2, 1), Pass(9, 2, 1)]
-    assert passes([5, 5], states=5, batch_rows=2) == [Pass(5, 2, 4), Pass(5, 1, 2)]
-
-
-def test_the_floor_runs_the_needed_products_and_no_others(tiny: TinyModels) -> None:
-    model = tiny("llama")
-    states = tiny.memory(model, states=2, layers=[1, 2])
-    floor = Floor(model, states, [5, 5, 9], batch_rows=4)
-    linear = sum(p.count * p.pairs * w.linear for p, w in zip(floor.passes, floor.work, strict=True))
-    assert counted(lambda: floor.seconds(lambda: None)) == linear
-    assert floor.macs == 4 * needed(model, states, 5).macs + 2 * needed(model, states, 9).macs
-    assert floor.seconds(lambda: None) > 0
+            assert visible(range(length), window) == len(pairs)
+            assert visible([length - 1], window) == sum(q == length - 1 for q, _ in pairs)
