@@ -149,7 +149,7 @@ class Options:
         if self.device.startswith("cuda"):
             scale = replace(
                 scale,
-                prompts=4 * scale.prompts,
+                prompts=16 * scale.prompts,
                 states=64,
                 peer_states=8,
                 batch_rows=1024,

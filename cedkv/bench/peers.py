@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cedkv.core.errors import UserError
-from cedkv.core.losses import kl_divergence
+from cedkv.core.losses import kl_divergence, kl_from_logits
 from cedkv.injection import inject
 from cedkv.injection.attention import armed
 from cedkv.injection.tree import Ids
@@ -55,11 +55,23 @@ def check_peft() -> None:
     )
 
 
+def logits_of(model: nn.Module, ids: Tensor, keep: int = 1, **inputs: Any) -> Tensor:
+    """Logits [B, keep, V] behind the last `keep` positions."""
+    with in_one_piece(model):
+        found: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep, **inputs).logits[:, -keep:]
+    return found
+
+
 def log_probs(model: nn.Module, ids: Tensor, keep: int = 1, **inputs: Any) -> Tensor:
     """Log-probabilities [B, keep, V] behind the last `keep` positions, at least float32."""
-    with in_one_piece(model):
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep, **inputs).logits[:, -keep:]
+    logits = logits_of(model, ids, keep, **inputs)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _kl(logits: Tensor, base: Tensor) -> Tensor:
+    """KL(student || base) [P, N] of logits [N · P, 1, V], computed as cedkv computes it."""
+    rows = logits.view(1, -1, *base.shape)
+    return kl_from_logits(rows, base[None])[0][0].float().T
 
 
 @torch.no_grad()
@@ -80,29 +92,26 @@ def groups(model: CausalLM, prompts: Sequence[Ids], rows: int) -> list[Group]:
 @torch.no_grad()
 def plain_kl(model: CausalLM, states: States, found: Sequence[Group], batch_rows: int) -> Tensor:
     """KL(student || base) [U, N] by whole passes with the memory injected, as many prompts × states as fit a pass."""
-    kl = torch.empty(_prompts(found), states.count)
+    kl = torch.empty(_prompts(found), states.count, device=model.device)
     at_once = max(1, batch_rows // states.count)
     with armed(model):
         for group in found:
             for part, ids, base in _parts(group, at_once):
-                rows = torch.arange(states.count, device=model.device).repeat(len(part))
+                rows = torch.arange(states.count, device=model.device).repeat_interleave(len(part))
                 with inject(model, states, rows):
-                    student = log_probs(model, ids.repeat_interleave(states.count, 0))
-                student = student.view(len(part), states.count, -1)
-                kl[part] = kl_divergence(student, base[:, None]).cpu()
-    return kl
+                    kl[part] = _kl(logits_of(model, ids.repeat(states.count, 1)), base)
+    return kl.cpu()
 
 
 @torch.no_grad()
 def peft_kl(peer: nn.Module, states: States, found: Sequence[Group]) -> Tensor:
     """KL(student || base) [U, N] by peft's passes: one state after the other, loaded into the adapter."""
-    kl = torch.empty(_prompts(found), states.count)
+    kl = torch.empty(_prompts(found), states.count, device=found[0].ids.device)
     for n in range(states.count):
         load(peer, states, n)
         for group in found:
-            student = log_probs(peer, group.ids)[:, 0]
-            kl[group.places, n] = kl_divergence(student, group.base).cpu()
-    return kl
+            kl[group.places, n] = _kl(logits_of(peer, group.ids), group.base)[:, 0]
+    return kl.cpu()
 
 
 @torch.no_grad()
