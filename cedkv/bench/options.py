@@ -101,7 +101,7 @@ class Scale:
     answer: int = 4
     growth: Growth = Growth()
     documents: int = 64
-    logged_steps: int = 20
+    logged_steps: int = 60
     runs: int = 200
     sample: int = 20
     square: int = 2048

@@ -36,7 +36,7 @@ class Outbox(Generic[Record]):
         *,
         capacity: int = 20_000,
         batch: int = 1000,
-        linger_s: float = 0.25,
+        linger_s: float = 2.0,
     ) -> None:
         self._send, self._capacity, self._batch, self._linger_s = send, capacity, batch, linger_s
         self._waiting: deque[Record | _Boxed] = deque()
@@ -89,8 +89,10 @@ class Outbox(Generic[Record]):
             self._raise_error()
             if self._closed:
                 raise TrackingError("the run has ended; nothing can be logged to it any more")
+            first = not self._waiting
             self._waiting.extend(items)
-            self._changed.notify_all()
+            if first or self._ripe():  # a thread that is woken for less takes the interpreter from the loop for nothing
+                self._changed.notify_all()
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
