@@ -86,6 +86,7 @@ class Scale:
     """How much is measured.
 
     `peer_states`: the states that peers, slower by far, are given; their rate per pair is what is compared.
+    `beginning`: tokens that prompts are put behind where they are to begin alike.
     `step_batch`: ON prompts of a training step, and as many OFF prompts.
     `runs`: what the gate section judges, `sample` how many of these through MLflow's client, too.
     """
@@ -96,6 +97,7 @@ class Scale:
     slots: int = 8
     batch_rows: int = 256
     repeats: int = 5
+    beginning: int = 24
     step_batch: int = 16
     step_length: int = 24
     answer: int = 4

@@ -12,9 +12,9 @@ from torch import Tensor
 from cedkv.bench import peers
 from cedkv.bench.counted import check_count
 from cedkv.bench.floor import Floor, square_rate
-from cedkv.bench.options import Options
+from cedkv.bench.options import EMBEDDED, Options
 from cedkv.bench.rows import PROBE_TOLERANCE, TOLERANCE, Agreement, Row, Section, largest_difference
-from cedkv.bench.subject import Subject
+from cedkv.bench.subject import Subject, random_tokens
 from cedkv.bench.timing import Spread, interleaved, synchroniser
 from cedkv.evaluate import choose_shortcut, stress
 from cedkv.injection.tree import Ids
@@ -101,13 +101,47 @@ def stress_section(subject: Subject, options: Options) -> Section:
     rows.append(_square_row(floor.macs / pairs, square, scale.square))
     per_pair = {rival.name: seconds[rival.name].times(1 / rival.pairs) for rival in rivals}
     per_pair[FLOOR] = seconds[FLOOR].times(1 / pairs)
-    return Section(
-        NAME,
-        "Stress evaluation",
-        tuple(rows),
-        _notes(subject, options, ours),
-        _summary(per_pair, floor.macs / pairs / square),
-    )
+    summary = _summary(per_pair, floor.macs / pairs / square)
+    if subject.name != EMBEDDED:  # its prompts begin alike as they are
+        alike, ratio = _begun_alike(subject, options, states)
+        rows += alike
+        summary["stress_begun_alike_vs_hf"] = ratio
+    return Section(NAME, "Stress evaluation", tuple(rows), _notes(subject, options, ours), summary)
+
+
+def _begun_alike(subject: Subject, options: Options, states: States) -> tuple[list[Row], float]:
+    """The same prompts behind one common beginning, as behind a chat template: two rows, and their ratio per pair."""
+    scale, model = options.scale, subject.model
+    vocabulary = model.config.get_text_config().vocab_size
+    start = random_tokens(scale.beginning, vocabulary, seed=7)
+    prompts = tuple(start + prompt for prompt in subject.prompts)
+    few = subject.states(scale.peer_states, subject.top)
+    ours = prepare(model, states, prompts, options.dtype, scale.batch_rows)
+    found = peers.groups(model, prompts, scale.batch_rows)
+    alike = f"the same behind {scale.beginning} common tokens"
+    rivals = [
+        Rival(
+            f"{OURS}, begun alike",
+            alike,
+            len(prompts) * scale.states,
+            lambda: ours.kl(scale.batch_rows),
+            f"plain HF, first {scale.peer_states} states",
+            lambda: peers.plain_kl(model, few, found, scale.batch_rows),
+        ),
+        Rival(
+            f"{HF}, begun alike",
+            alike,
+            len(prompts) * scale.peer_states,
+            lambda: peers.plain_kl(model, few, found, scale.batch_rows),
+            "stress(plain=True)",
+            lambda: stress(model, few, prompts, batch_rows=scale.batch_rows, plain=True).kl,
+        ),
+    ]
+    wait = synchroniser(model.device)
+    seconds = interleaved({rival.name: rival.timed for rival in rivals}, scale.repeats, wait)
+    rows = [rival.row(NAME, seconds[rival.name], options.dtype) for rival in rivals]
+    first, second = (seconds[rival.name].median / rival.pairs for rival in rivals)
+    return rows, second / first
 
 
 def _rivals(subject: Subject, options: Options, ours: Ours) -> list[Rival]:

@@ -73,7 +73,7 @@ def kl_from_logits(logits: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _BLOCK_ON_CPU = 1 << 17  # numbers: half a megabyte, a few of which fit a core's cache
-_BLOCK_ON_GPU = 1 << 26
+_BLOCK_ON_GPU = 1 << 24
 _FAR = 80.0  # log q - log p past which exp leaves float32
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +16,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as hf_logging
 
 from cedkv.core.errors import UserError
+from cedkv.models.quiet import quiet
 from cedkv.models.tiny import EMBEDDED
 
 # Families whose attention does not pass through transformers' attention interface: slots would be ignored.
@@ -85,7 +82,7 @@ def load_model(
     where = pick_device(device)
     source = str(EMBEDDED) if name_or_path == "embedded" else name_or_path
     try:
-        with _quiet():
+        with quiet():
             model, tokenizer, random = _read(source, getattr(torch, dtype), trust_remote_code)
     except UserError:
         raise
@@ -129,20 +126,6 @@ def _read(source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any
     model, report = loaded
     wrong_shape = {key[0] for key in report["mismatched_keys"]}
     return model, tokenizer, sorted({*report["missing_keys"], *wrong_shape})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither progress bars nor load reports: what is wrong with a checkpoint is said in one message."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as hf_logging
+
+from cedkv.models.quiet import quiet
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SLIDING_WINDOW = 8
@@ -76,6 +77,6 @@ def build_model(vocab_size: int) -> Gemma3ForCausalLM:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write both to `folder`, as `load_model` reads them."""
-    hf_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -91,7 +91,9 @@ class Outbox(Generic[Record]):
                 raise TrackingError("the run has ended; nothing can be logged to it any more")
             first = not self._waiting
             self._waiting.extend(items)
-            if first or self._ripe():  # a thread that is woken for less takes the interpreter from the loop for nothing
+            if (
+                first or self._ripe()
+            ):  # a thread that is woken for less takes the interpreter from the loop for nothing
                 self._changed.notify_all()
 
     def _run(self) -> None:

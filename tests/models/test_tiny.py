@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers.utils import logging as hf_logging
 
 from cedkv.models import tiny as embedded
 from cedkv.models.layers import attention_modules, resolve_scope
@@ -83,3 +84,8 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_64(tokenizer):
     config = embedded.build_config(len(tokenizer))
     assert config.vocab_size % 64 == 0
     assert len(tokenizer) <= config.vocab_size < len(tokenizer) + 64
+
+
+def test_saving_leaves_the_library_as_talkative_as_it_was(tokenizer, tmp_path):
+    embedded.save(embedded.build_model(len(tokenizer)), tokenizer, tmp_path)
+    assert hf_logging.is_progress_bar_enabled()

@@ -154,3 +154,23 @@ def test_the_probe_holds_the_ends(documents, questions):
 def test_a_question_without_a_token_is_refused(prompt, answer):
     with pytest.raises(ValueError, match="at least one token each"):
         Question(0, prompt, answer)
+
+
+def test_half_precision_is_held_to_float32_and_to_its_own_rounding(tiny, documents, questions, monkeypatch):
+    model = tiny.fresh("llama").to(torch.bfloat16)
+    found = ask_teacher(model, documents, questions, rows=8)
+    assert found.cached
+    assert found.error > 100 * teacher.TOLERANCE  # bfloat16 has three digits
+    exact = tiny.fresh("llama")
+    near = [
+        (answer - alone(exact, documents, question)).abs().max().item()
+        for question, answer in zip(questions, found.answers, strict=True)
+    ]
+    assert max(near) < 1.0
+    copied = teacher.deepcopy
+
+    def slightly_wrong(x):  # well within what bfloat16 would hide
+        return wrong_by(1e-3)(copied(x)) if hasattr(x, "layers") else copied(x)
+
+    monkeypatch.setattr(teacher, "deepcopy", slightly_wrong)
+    assert not ask_teacher(model, documents, questions, rows=8).cached
