@@ -82,7 +82,9 @@ def growth_section(options: Options, say: Callable[[str], object]) -> Section:
         turns: dict[str, Callable[[], object]] = {point.name: point.run for point in points}
         turns |= {rival.name: rival.timed for rival in beside}
         wait = synchroniser(points[0].subject.model.device)
-        seconds = interleaved(turns, min(3, options.scale.repeats), wait)
+        # Where peers stand beside it the ratio counts, elsewhere an exponent, to which one more turn adds little.
+        turn = options.scale.repeats if beside else min(3, options.scale.repeats)
+        seconds = interleaved(turns, turn, wait)
         measured = [_row(point, seconds[point.name], options.dtype) for point in points]
         fitted = _fits(axis, measured)
         rows += [*measured, *(rival.row(NAME, seconds[rival.name], options.dtype) for rival in beside)]
@@ -97,7 +99,7 @@ def _points(axis: str, shape: Shape, growth: Growth, options: Options) -> Iterat
     if axis == LAYERS:
         for layers in growth.layers:
             subject = _subject(shape.of_layers(layers), options, rows, growth.length)
-            yield Point(axis, layers, subject, _ours(subject, few, rows, options), rows)
+            yield Point(axis, layers, subject, _ours(subject, few, rows * few, options), rows * few)
         return
     subject = _subject(shape, options, 1, growth.length)
     vocabulary = shape.settings["vocab_size"]
@@ -192,5 +194,6 @@ def _notes(name: str, growth: Growth) -> tuple[str, ...]:
         "peak: tensor memory of the evaluation beyond model, trunk and memories. trunk: the time to make it, once; it is in "
         "no other number."
     )
-    rows = growth.few_prompts * growth.few_states
-    return f"Shape {name}, at most {growth.batch_rows} rows a pass ({rows} in prompt length).", told
+    length, layers = (n * growth.few_states for n in (growth.few_prompts, growth.batch_rows))
+    rows = f"at most {growth.batch_rows} rows a pass ({length} in prompt length, {layers} in layers)"
+    return f"Shape {name}, {rows}.", told

@@ -78,7 +78,7 @@ class Growth:
     few_states: int = 4
     length: int = 16
     batch_rows: int = 16
-    peer_states: int = 2
+    peer_states: int = 4
 
 
 @dataclass(frozen=True, slots=True)
