@@ -115,7 +115,7 @@ def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids], shortcut: 
 
 
 ROUNDING = 2.0
-"""How many times as far from float32 as the plain pass a shortcut may be in half precision."""
+"""How many times as far from a wider type as the plain pass another way to the same numbers may be."""
 
 
 def choose_shortcut(
@@ -127,38 +127,55 @@ def choose_shortcut(
     Where a family's code does not allow a way, or it differs by more than `tolerance`, the next longer one is tried;
     `Shortcut.PLAIN` differs by 0.
 
-    In half precision two right ways differ by more than that. There a way must agree to `tolerance` in a float32 copy of
-    the model, and in the model itself be as near to that copy's plain pass as its own plain pass is, `ROUNDING` times.
+    Two right ways may differ by more than that: in half precision always, in float32 where the layers above enlarge
+    what was rounded. Then a way is held to a copy of the model in the next wider type: there it must agree to
+    `tolerance`, and in the model itself be as near to it as the plain pass is, `ROUNDING` times.
     """
     plain = stress(model, states, prompts, batch_rows=64, plain=True).kl
-    if torch.finfo(model.dtype).bits >= 32:
-        for shortcut, kl in _ways(model, states, prompts, max(Shortcut)):
-            if _difference(kl, plain) <= tolerance:
-                return shortcut, _difference(kl, plain)
-        return Shortcut.PLAIN, 0.0
-    exact = copy.deepcopy(model).float()
-    truth = stress(exact, states, prompts, batch_rows=64, plain=True).kl
-    longest, _ = choose_shortcut(exact, states, prompts, tolerance)
-    limit = max(tolerance, ROUNDING * _difference(plain, truth))
-    for shortcut, kl in _ways(model, states, prompts, longest):
-        if _difference(kl, truth) <= limit:
-            return shortcut, _difference(kl, plain)
+    wide: _Wide | None = None
+    for shortcut in sorted(Shortcut, reverse=True)[:-1]:
+        found = _by(shortcut, model, states, prompts)
+        if found is None:
+            continue
+        if _difference(found, plain) > tolerance and model.dtype is not torch.float64:
+            wide = wide or _Wide.of(model, states, prompts)
+            exact = _by(shortcut, wide.model, states, prompts)
+            if exact is None or _difference(exact, wide.kl) > tolerance:
+                continue
+            if _difference(found, wide.kl) > max(tolerance, ROUNDING * _difference(plain, wide.kl)):
+                continue
+        elif _difference(found, plain) > tolerance:
+            continue
+        return shortcut, _difference(found, plain)
     return Shortcut.PLAIN, 0.0
 
 
-def _ways(
-    model: CausalLM, states: States, prompts: Sequence[Ids], longest: Shortcut
-) -> Iterator[tuple[Shortcut, Tensor]]:
-    """The KL [U, N] by every shortcut up to `longest` that the model's code allows, the shortest way first."""
-    for shortcut in sorted(Shortcut, reverse=True):
-        if shortcut is Shortcut.PLAIN or shortcut > longest:
-            continue
-        try:
-            trunk = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
-            found = stress(model, states, trunk, batch_rows=64).kl
-        except (RuntimeError, TypeError, ValueError, IndexError):  # NoShortcutError among them
-            continue  # this family's layers are called or built in another way
-        yield shortcut, found
+@dataclass(frozen=True, slots=True)
+class _Wide:
+    """A copy of a model in the next wider type, and the KL [U, N] that its plain passes give."""
+
+    model: CausalLM
+    kl: Tensor
+
+    @classmethod
+    def of(cls, model: CausalLM, states: States, prompts: Sequence[Ids]) -> _Wide:
+        wide = widened(model)
+        return cls(wide, stress(wide, states, prompts, batch_rows=64, plain=True).kl)
+
+
+def widened(model: CausalLM) -> CausalLM:
+    """A copy in float32 of a model in half precision, in float64 of one in float32."""
+    copied = copy.deepcopy(model)
+    return copied.float() if torch.finfo(model.dtype).bits < 32 else copied.double()
+
+
+def _by(shortcut: Shortcut, model: CausalLM, states: States, prompts: Sequence[Ids]) -> Tensor | None:
+    """The KL [U, N] by this shortcut; None where the family's layers are called or built in another way."""
+    try:
+        trunk = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
+        return stress(model, states, trunk, batch_rows=64).kl
+    except (RuntimeError, TypeError, ValueError, IndexError):  # NoShortcutError among them
+        return None
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

@@ -16,6 +16,8 @@ DISAGREES = 1
 
 def speed(arguments: argparse.Namespace) -> int:
     """Measure, print the tables; status 1 where a row does not agree."""
+    if arguments.json is not None:
+        _check_json(Path(arguments.json))
     # torch's profiler, which counts memory, reports its starts and stops on the error stream unless told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -39,15 +41,18 @@ def speed(arguments: argparse.Namespace) -> int:
     found = measure(options, Path(arguments.out), _say)
     print(found.markdown, end="")
     if arguments.json is not None:
-        try:
-            Path(arguments.json).write_text(found.json)
-        except OSError as error:
-            raise UserError(
-                f"--json {arguments.json!r} cannot be written ({error.strerror}); name another"
-            ) from error
+        Path(arguments.json).write_text(found.json)
     if not found.agrees:
         print("cedkv: a row does not agree with its independent computation", file=sys.stderr)
     return 0 if found.agrees else DISAGREES
+
+
+def _check_json(path: Path) -> None:
+    """Minutes before it is written."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(
+            f"--json {str(path)!r} cannot be written: name a file in a folder that exists and is yours"
+        )
 
 
 def _say(message: str) -> None:

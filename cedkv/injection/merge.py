@@ -1,6 +1,6 @@
 """Attention that is known, and slots that come to it: two softmaxes over disjoint keys combine by their log-sum-exps.
 
-As in FlashAttention's blocks (Dao et al., 2022). All of it in float32.
+As in FlashAttention's blocks (Dao et al., 2022). All of it in float32, or float64 where the model is.
 
 Shapes: B rows, N states, H query heads, G kv heads, U positions, S slots, D head size of keys, E of values.
 """
@@ -29,6 +29,11 @@ class Scoring:
         return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class OwnAttention:
     """A layer's attention of positions to their own past: query [B, U, H, D], output [B, U, H, E], log-sum-exp [B, U, H]."""
@@ -46,8 +51,8 @@ class OwnAttention:
             value: [B, G, S, E].
         """
         groups = self.query.shape[2] // key.shape[1]
-        key, value = (x.float().repeat_interleave(groups, dim=1) for x in (key, value))
-        scores = self.scoring(self.query.transpose(1, 2).float(), key.transpose(-1, -2))
+        key, value = (x.to(self.out.dtype).repeat_interleave(groups, dim=1) for x in (key, value))
+        scores = self.scoring(wide(self.query).transpose(1, 2), key.transpose(-1, -2))
         own = self.lse.transpose(1, 2)
         lse = torch.logaddexp(own, scores.logsumexp(-1))
         weights = (scores - lse[..., None]).exp()
@@ -66,17 +71,17 @@ class OwnAttention:
         (rows, length, heads, _), (states, kv_heads, slots, size) = self.query.shape, value.shape
         shape = (rows * length, kv_heads, heads // kv_heads)
         query, own = (
-            x.float().reshape(*shape, -1).transpose(0, 1).flatten(1, 2) for x in (self.query, self.out)
+            wide(x).reshape(*shape, -1).transpose(0, 1).flatten(1, 2) for x in (self.query, self.out)
         )
         own_lse = (
             self.lse.reshape(shape).transpose(0, 1).flatten(1)[:, None]
         )  # [G, 1, X], X = rows, positions, heads
-        scores = self.scoring(query, key.float().permute(1, 3, 0, 2).flatten(2))
+        scores = self.scoring(query, key.to(query.dtype).permute(1, 3, 0, 2).flatten(2))
         scores = scores.unflatten(2, (states, slots)).transpose(1, 2)  # [G, N, X, S]
         lse = torch.logaddexp(own_lse, scores.logsumexp(-1))
         out = own[:, None] * (own_lse - lse).exp()[..., None]
         weights = (scores - lse[..., None]).exp_()
-        values = value.float().transpose(0, 1).flatten(0, 1)
+        values = value.to(query.dtype).transpose(0, 1).flatten(0, 1)
         out.view(-1, *out.shape[2:]).baddbmm_(weights.flatten(0, 1), values)
         out = out.view(kv_heads, states, rows, length, heads // kv_heads, size)
         return out.permute(2, 1, 3, 0, 4, 5).flatten(3, 4)
@@ -85,13 +90,13 @@ class OwnAttention:
 def own_attention(call: AttentionCall) -> OwnAttention:
     """What one layer's attention of whole rows to themselves gives, in float32."""
     groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (x.float().repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    key, value = (wide(x).repeat_interleave(groups, dim=1) for x in (call.key, call.value))
     scoring = Scoring(call.scaling, call.softcap)
-    scores = scoring(call.query.float(), key.transpose(-1, -2))
+    scores = scoring(wide(call.query), key.transpose(-1, -2))
     mask = causal_mask(key.shape[2], key.shape[2], key.device) if call.mask is None else call.mask
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + wide(mask)
     lse = scores.logsumexp(-1)
     if call.sinks is not None:  # a sink takes weight and gives nothing
-        lse = torch.logaddexp(lse, call.sinks.float()[None, :, None])
+        lse = torch.logaddexp(lse, wide(call.sinks)[None, :, None])
     out = (scores - lse[..., None]).exp() @ value
     return OwnAttention(call.query.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2), scoring)

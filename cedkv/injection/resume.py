@@ -115,9 +115,8 @@ def _from_first(
     first, last = states.layers[0], len(layers) - 1
     modules = {layer.index: (module, layer.window) for module, layer in attention_modules(model).items()}
     merge, tail = trunk.shortcut >= Shortcut.MERGE, trunk.shortcut >= Shortcut.TAIL and last in modules
-    at_once = (
-        merge and first == last
-    )  # its keys and values of the prompts are known: only the ends go through it
+    # Where the one layer is both, keys and values of the prompts are known: only the ends go through it.
+    at_once = merge and first == last
     packing = {
         module: _packing(packed, window, times, tail=tail and index == last)
         for index, (module, window) in modules.items()

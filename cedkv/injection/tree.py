@@ -42,7 +42,9 @@ def grow(prompts: Sequence[Ids]) -> Forest:
                 depths.append(depth)
             path.append(known[key])
         paths.append(tuple(path))
-    return Forest(torch.tensor(tokens), torch.tensor(depths), tuple(paths))
+    return Forest(
+        torch.tensor(tokens, dtype=torch.long), torch.tensor(depths, dtype=torch.long), tuple(paths)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ time: where a family's cache says anything else, every prompt is read by whole p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from cedkv.data.batching import by_length, by_similar_length, pad_right
 from cedkv.data.encode import EncodedCorpus, EncodedOn
-from cedkv.evaluate import ROUNDING, answer_log_probs
+from cedkv.evaluate import ROUNDING, answer_log_probs, widened
 from cedkv.injection.tree import Ids
 from cedkv.models.layers import in_one_piece
 from cedkv.models.types import CausalLM
@@ -78,31 +77,32 @@ def ask_teacher(
     asked = [questions[i] for i in probe]
     try:
         found = _from_cache(model, documents, questions, rows)
-        error, limit = _judged(model, documents, asked, [found[i] for i in probe])
+        error, agrees = _judged(model, documents, asked, [found[i] for i in probe])
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         pass  # this family has no cache, or one that is built in another way
     else:
-        if error <= limit:
+        if agrees:
             return Teacher(found, cached=True, error=error)
     return Teacher(_whole(model, documents, questions, rows), cached=False, error=0.0)
 
 
 def _judged(
     model: CausalLM, documents: Sequence[Ids], asked: Sequence[Question], found: Sequence[Tensor]
-) -> tuple[float, float]:
-    """How far `found` is from whole passes, and how far it may be.
+) -> tuple[float, bool]:
+    """How far `found` is from whole passes, and whether that is rounding.
 
-    In half precision two right ways differ by more than `TOLERANCE`. There the cache must agree to it in a float32 copy of
-    the model, and be as near to that copy's whole passes as the model's own are, `ROUNDING` times.
+    Where rounding alone makes more than `TOLERANCE`, as in half precision, the cache must agree to it in a copy of the
+    model in the next wider type, and be as near to that copy's whole passes as the model's own are, `ROUNDING` times.
     """
     whole = _whole(model, documents, asked, 1)
-    if torch.finfo(model.dtype).bits >= 32:
-        return _distance(whole, found), TOLERANCE
-    exact = deepcopy(model).float()
-    truth = _whole(exact, documents, asked, 1)
-    if not _distance(truth, _from_cache(exact, documents, asked, len(asked))) <= TOLERANCE:
-        return math.inf, TOLERANCE
-    return _distance(truth, found), max(TOLERANCE, ROUNDING * _distance(truth, whole))
+    error = _distance(whole, found)
+    if error <= TOLERANCE or model.dtype is torch.float64:
+        return error, error <= TOLERANCE
+    wide = widened(model)
+    truth = _whole(wide, documents, asked, 1)
+    exact = _distance(truth, _from_cache(wide, documents, asked, len(asked)))
+    limit = max(TOLERANCE, ROUNDING * _distance(truth, whole))
+    return error, exact <= TOLERANCE and _distance(truth, found) <= limit
 
 
 def _probe(documents: Sequence[Ids], questions: Sequence[Question]) -> list[int]:

@@ -173,3 +173,12 @@ def test_unknown_sections_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_numbers_have_three_digits_that_mean_something(value: float, shown: str) -> None:
     assert report.number(value) == shown
+
+
+@pytest.mark.parametrize("where", ["no-such-folder/x.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cedkv.bench.main.measure", lambda *_: pytest.fail("measured"))
+    assert main(["bench", "speed", "--json", str(tmp_path / where)]) == 2
+    assert "cannot be written: name a file in a folder that exists" in capsys.readouterr().err

@@ -76,6 +76,25 @@ def test_a_way_that_does_not_agree_is_not_taken(tiny, prompts, monkeypatch):
     assert choose_shortcut(model, memory, prompts, 1e-5)[0] is Shortcut.TAIL
 
 
+def test_a_way_whose_rounding_differs_is_held_to_a_wider_type(tiny, prompts, monkeypatch):
+    """With no tolerance but that of float64 every way is another one; a wrong one still is not taken."""
+    from cedkv import evaluate
+
+    model = tiny("qwen3")
+    memory = tiny.memory(model, STATES, layers=[1, 2])
+    shortcut, error = choose_shortcut(model, memory, prompts, 1e-9)
+    assert shortcut > Shortcut.PLAIN
+    assert 1e-9 < error < 1e-4
+    assert model.dtype is torch.float32
+    right = evaluate.resume_product
+
+    def slightly_wrong(model, trunk, *rest):
+        return right(model, trunk, *rest) * (1 if trunk.shortcut is Shortcut.PLAIN else 1 + 1e-6)
+
+    monkeypatch.setattr(evaluate, "resume_product", slightly_wrong)
+    assert choose_shortcut(model, memory, prompts, 1e-9) == (Shortcut.PLAIN, 0.0)
+
+
 def test_half_precision_is_held_to_float32_and_to_its_own_rounding(tiny, prompts, monkeypatch):
     from cedkv import evaluate
     from cedkv.injection import merge
