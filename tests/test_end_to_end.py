@@ -386,6 +386,7 @@ def test_an_unsupported_family_is_refused_by_name(arguments, tmp_path, capsys):
     folder = tmp_path / "gptj"
     config = GPTJConfig(vocab_size=64, n_positions=64, n_embd=16, n_layer=2, n_head=2, rotary_dim=4)
     GPTJForCausalLM(config).save_pretrained(folder)
+    capsys.readouterr()  # transformers' progress bar
     message = refused(arguments(f"model.name_or_path={folder}"), capsys, tmp_path / "store")
     assert message.startswith("model family 'gptj' does not route its attention")
 

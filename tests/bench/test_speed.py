@@ -96,6 +96,8 @@ def test_the_json_has_facts_rows_and_the_summary(ran: Ran) -> None:
         "peft PrefixTuningConfig",
         "floor",
         "floor, square product",
+        "cedkv, begun alike",
+        "plain HF, begun alike",
     ]
 
 

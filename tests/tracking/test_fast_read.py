@@ -323,6 +323,7 @@ def test_a_run_is_read_while_another_process_writes_it(
     assert steps[-1] > steps[0], "the writer went on"
     assert steps == [run.metrics.get("y", -1) for run in seen], "one state of the store, not two"
     writer.send_signal(signal.SIGSTOP)
+    os.waitpid(writer.pid, os.WUNTRACED)  # it stands still some time after it was told to
     ways.agree(lambda: read_run(run_id, store_uri))
     ways.agree(lambda: list_runs("live", store_uri))
     ways.agree(lambda: list(read_runs("live", store_uri)))
