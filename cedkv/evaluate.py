@@ -114,6 +114,16 @@ def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids], shortcut: 
     return part
 
 
+def probe_of(prompts: Sequence[Ids], count: int = 8) -> list[Ids]:
+    """`count` of `prompts` that show what shortcuts do: pairs that begin alike, from all over, and the longest one."""
+    order = sorted(set(prompts))
+    pairs = max(1, count // 2 - 1)
+    firsts = [round(n * max(0, len(order) - 2) / max(1, pairs - 1)) for n in range(pairs)]
+    chosen = dict.fromkeys(order[i] for first in firsts for i in (first, first + 1) if i < len(order))
+    chosen |= dict.fromkeys(sorted(order, key=len)[-max(1, count - 2 * pairs) :])
+    return list(chosen)[:count]
+
+
 ROUNDING = 2.0
 """How many times as far from a wider type as the plain pass another way to the same numbers may be."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from cedkv.evaluate import (
     answer_log_probs,
     mean_kl,
     next_log_probs,
+    probe_of,
     score_answers,
     stress,
 )
@@ -235,3 +238,16 @@ def test_padding_on_the_right_repeats_the_last_token_and_changes_no_row(model, t
     for row, sequence in zip(together, sequences, strict=True):
         alone = model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0]
         torch.testing.assert_close(row[: len(sequence)], alone, atol=1e-5, rtol=0)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), min_size=1, max_size=40))
+def test_a_probe_has_pairs_that_begin_alike_and_the_longest(prompts):
+    probe = probe_of(prompts)
+    assert set(probe) <= set(prompts)
+    assert len(probe) == len(set(probe)) <= 8
+    assert max(map(len, probe)) == max(map(len, prompts))
+    distinct = sorted(set(prompts))
+    assert len(probe) >= min(4, len(distinct))
+    neighbours = set(itertools.pairwise(distinct))
+    if neighbours:
+        assert neighbours & {(a, b) for a in probe for b in probe}

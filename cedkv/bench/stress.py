@@ -16,7 +16,7 @@ from cedkv.bench.options import EMBEDDED, Options
 from cedkv.bench.rows import PROBE_TOLERANCE, TOLERANCE, Agreement, Row, Section, largest_difference
 from cedkv.bench.subject import Subject, random_tokens
 from cedkv.bench.timing import Spread, interleaved, synchroniser
-from cedkv.evaluate import choose_shortcut, stress
+from cedkv.evaluate import choose_shortcut, probe_of, stress
 from cedkv.injection.tree import Ids
 from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.memory.state import States
@@ -47,7 +47,7 @@ class Ours:
 
 def prepare(model: CausalLM, states: States, prompts: tuple[Ids, ...], dtype: str, batch_rows: int) -> Ours:
     """The shortest way that agrees on a probe, chosen as a run chooses it, and the trunk for it."""
-    probe = prompts[:: max(1, len(prompts) // 8)][:8]
+    probe = probe_of(prompts)
     few = states.select(torch.arange(min(states.count, 8), device=model.device))
     shortcut, _ = choose_shortcut(model, few, probe, PROBE_TOLERANCE[dtype])
     wait = synchroniser(model.device)

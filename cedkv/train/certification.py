@@ -12,7 +12,7 @@ from cedkv.core.errors import UserError
 from cedkv.core.verdict import Verdict
 from cedkv.data.encode import encode_off
 from cedkv.data.records import hashes
-from cedkv.evaluate import choose_shortcut, stress
+from cedkv.evaluate import choose_shortcut, probe_of, stress
 from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Trunk
 from cedkv.models.allocator import keep_freed_memory
@@ -52,9 +52,10 @@ def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) 
     states = memory.states.to(loaded.device)
     prompts, known = (
         encode_off(loaded.tokenizer, rows, loaded.context_length)
-        for rows in (corpus.sealed, corpus.off_train[:8])
+        for rows in (corpus.sealed, corpus.off_train)
     )
-    shortcut, _ = choose_shortcut(loaded.model, states, [row.prompt for row in known], SHORTCUT_TOLERANCE)
+    probe = probe_of([row.prompt for row in known])
+    shortcut, _ = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
     attempt = _pay(record, config, uri)
     say(f"attempt {attempt.id}: {len(prompts)} prompts under {states.count} states ...")
     rows = config.phase3.eval.batch_rows

@@ -13,7 +13,7 @@ from cedkv.core.errors import UserError
 from cedkv.data.build import build_corpus
 from cedkv.data.encode import EncodedCorpus, encode_corpus
 from cedkv.data.records import Corpus
-from cedkv.evaluate import answer_log_probs, choose_shortcut
+from cedkv.evaluate import answer_log_probs, choose_shortcut, probe_of
 from cedkv.injection import check_routed
 from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Shortcut, Trunk
@@ -126,7 +126,7 @@ def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experimen
         )
         bank = MemoryBank(documents.atoms, documents.plans, spec).to(loaded.device)
     with clock.part("trunk"):
-        probe = [row.prompt for row in encoded.stress[:: max(1, len(encoded.stress) // 8)][:8]]
+        probe = probe_of([row.prompt for row in encoded.stress])
         states = bank.states(k=config.phase3.candidate.pool_size).detach()
         shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
         room = Room(config.phase3.eval.trunk_memory_gib)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cedkv.evaluate import choose_shortcut, stress
+from cedkv.evaluate import choose_shortcut, probe_of, stress
 from cedkv.injection import inject
 from cedkv.injection.resume import resume
 from cedkv.injection.storage import Room
@@ -58,6 +58,13 @@ def test_the_shortest_way_that_agrees_is_chosen(model, tiny, prompts):
     shortcut, error = choose_shortcut(model, memory, prompts, 1e-5)
     assert shortcut is Shortcut.SHARE
     assert error <= 1e-5
+
+
+def test_the_probe_has_rows_of_several_prompts(tiny, prompts):
+    trunk = Trunk(tiny("llama"), probe_of(prompts), 1, shortcut=Shortcut.SHARE)
+    assert any(
+        packed.member.numel() > len(packed.nodes) for packed in trunk.product(range(len(trunk)), 64, 4)
+    )
 
 
 def test_a_way_that_does_not_agree_is_not_taken(tiny, prompts, monkeypatch):
