@@ -84,7 +84,7 @@ def _notes(batch: Batch) -> tuple[str, ...]:
             f"{rows} ON prompts ({batch.answer} answer tokens) and {rows} OFF prompts of {length} tokens, one memory; "
             "KL to the teacher, CVaR of the KL to the base, backward, Adam. Base and teacher are computed before."
         ),
-        "cedkv looks for the worst state of every OFF prompt first, a pass that with one memory could be spared.",
+        "With one memory there is no worst state to look for; with several cedkv first finds that of every OFF prompt.",
         "peak: tensor memory a step holds beyond model, trunk and memory.",
     )
 
