@@ -147,30 +147,35 @@ def choose_shortcut(
         found = _by(shortcut, model, states, prompts)
         if found is None:
             continue
-        if _difference(found, plain) > tolerance and model.dtype is not torch.float64:
+        difference = _difference(found, plain)
+        if difference > tolerance:
             wide = wide or _Wide.of(model, states, prompts)
-            exact = _by(shortcut, wide.model, states, prompts)
-            if exact is None or _difference(exact, wide.kl) > tolerance:
+            exact = None if wide.kl is None else _by(shortcut, wide.model, states, prompts)
+            if wide.kl is None or exact is None or _difference(exact, wide.kl) > tolerance:
                 continue
             if _difference(found, wide.kl) > max(tolerance, ROUNDING * _difference(plain, wide.kl)):
                 continue
-        elif _difference(found, plain) > tolerance:
-            continue
-        return shortcut, _difference(found, plain)
+        return shortcut, difference
     return Shortcut.PLAIN, 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Wide:
-    """A copy of a model in the next wider type, and the KL [U, N] that its plain passes give."""
+    """A copy of a model in the next wider type, and the KL [U, N] that its plain passes give.
+
+    None where they cannot be made: experts' products know no float64, and a copy may not fit the memory.
+    """
 
     model: CausalLM
-    kl: Tensor
+    kl: Tensor | None
 
     @classmethod
     def of(cls, model: CausalLM, states: States, prompts: Sequence[Ids]) -> _Wide:
-        wide = widened(model)
-        return cls(wide, stress(wide, states, prompts, batch_rows=64, plain=True).kl)
+        try:
+            wide = widened(model)
+            return cls(wide, stress(wide, states, prompts, batch_rows=64, plain=True).kl)
+        except RuntimeError:
+            return cls(model, None)
 
 
 def widened(model: CausalLM) -> CausalLM:

@@ -102,6 +102,16 @@ def test_a_way_whose_rounding_differs_is_held_to_a_wider_type(tiny, prompts, mon
     assert choose_shortcut(model, memory, prompts, 1e-9) == (Shortcut.PLAIN, 0.0)
 
 
+def test_a_model_that_knows_no_wider_type_is_judged_by_the_tolerance_alone(tiny, prompts):
+    """Experts multiply in float32 at most."""
+    model = tiny("gpt_oss")
+    memory = tiny.memory(model, STATES, layers=[2, 3])
+    shortcut, error = choose_shortcut(model, memory, prompts, 0.0)
+    assert error == 0.0
+    assert shortcut < Shortcut.SHARE
+    assert choose_shortcut(model, memory, prompts, 1e-5)[0] is Shortcut.SHARE
+
+
 def test_half_precision_is_held_to_float32_and_to_its_own_rounding(tiny, prompts, monkeypatch):
     from cedkv import evaluate
     from cedkv.injection import merge
@@ -134,6 +144,30 @@ def test_a_trunk_in_a_file_gives_the_same_numbers(tiny, prompts):
     )
     assert torch.equal(one.kl, other.kl)
     assert torch.equal(one.base_top, other.base_top)
+
+
+def test_layers_without_attention_between_are_resumed_prompt_by_prompt(tiny):
+    """A recurrent layer reads a row from left to right: a tree would be another text."""
+    sizes = {
+        "vocab_size": 67,
+        "hidden_size": 32,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.2}
+    sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    sizes |= {"shared_expert_intermediate_size": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2}
+    model = tiny.fresh("qwen3_next", **sizes, linear_key_head_dim=8, linear_value_head_dim=8)
+    assert indices(model) == [3, 7]
+    memory = tiny.memory(model, STATES, layers=[3, 7])
+    start = tuple(tiny.tokens(4, seed=1).tolist())
+    ids = [start + tuple(tiny.tokens(3, seed=n).tolist()) for n in range(4)]
+    shortcut, _ = choose_shortcut(model, memory, ids, 1e-5)
+    assert Shortcut.TRUNK <= shortcut < Shortcut.SHARE
+    plain = stress(model, memory, ids, batch_rows=16, plain=True).kl
+    found = stress(model, memory, Trunk(model, ids, 3, shortcut=shortcut), batch_rows=16).kl
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
 
 
 def test_a_family_that_allows_none_runs_whole_passes(tiny):
