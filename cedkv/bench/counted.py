@@ -28,9 +28,8 @@ def counted(run: Callable[[], object], kinds: tuple[str, ...] = LINEAR) -> int:
 
 def check_count(model: CausalLM, states: States, prompt: Ids) -> Agreement:
     """A plain pass over one prompt: the count of its products, relative to what torch counts."""
-    ids = torch.tensor(
-        [prompt, prompt], device=model.device
-    )  # one row alone may go as a matrix-vector product
+    # Twice: one row alone may go as a matrix-vector product, which is counted as something else.
+    ids = torch.tensor([prompt, prompt], device=model.device)
     one = states.select(torch.zeros(1, dtype=torch.long, device=model.device))
 
     def run() -> None:

@@ -19,7 +19,7 @@ from cedkv.core.losses import kl_divergence
 from cedkv.core.risk import cvar
 from cedkv.data.encode import EncodedOn
 from cedkv.data.records import OnPrompt
-from cedkv.evaluate import choose_shortcut
+from cedkv.evaluate import choose_shortcut, probe_of
 from cedkv.injection import inject
 from cedkv.injection.tree import Ids
 from cedkv.injection.trunk import Trunk
@@ -139,7 +139,7 @@ def make_bank(subject: Subject) -> MemoryBank:
 def ours(model: CausalLM, bank: MemoryBank, batch: Batch, options: Options) -> Learner:
     """The losses as training computes them."""
     states = bank.states(K).detach()
-    shortcut, _ = choose_shortcut(model, states, batch.off_prompts[:8], PROBE_TOLERANCE[options.dtype])
+    shortcut, _ = choose_shortcut(model, states, probe_of(batch.off_prompts), PROBE_TOLERANCE[options.dtype])
     whole = [row.prompt + row.answer[:-1] for row in batch.prompts]
     keep = [batch.answer] * len(whole)
     on = Trunk(model, whole, states.layers[0], shortcut=shortcut, keep=keep).take(range(len(whole)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -112,30 +112,17 @@ def stress_section(subject: Subject, options: Options) -> Section:
 def _begun_alike(subject: Subject, options: Options, states: States) -> tuple[list[Row], float]:
     """The same prompts behind one common beginning, as behind a chat template: two rows, and their ratio per pair."""
     scale, model = options.scale, subject.model
-    vocabulary = model.config.get_text_config().vocab_size
-    start = random_tokens(scale.beginning, vocabulary, seed=7)
-    prompts = tuple(start + prompt for prompt in subject.prompts)
-    few = subject.states(scale.peer_states, subject.top)
-    ours = prepare(model, states, prompts, options.dtype, scale.batch_rows)
-    found = peers.groups(model, prompts, scale.batch_rows)
-    alike = f"the same behind {scale.beginning} common tokens"
+    start = random_tokens(scale.beginning, model.config.get_text_config().vocab_size, seed=7)
+    behind = replace(subject, prompts=tuple(start + prompt for prompt in subject.prompts))
+    ours = prepare(model, states, behind.prompts, options.dtype, scale.batch_rows)
+    found = peers.groups(model, behind.prompts, scale.batch_rows)
     rivals = [
-        Rival(
-            f"{OURS}, begun alike",
-            alike,
-            len(prompts) * scale.states,
-            lambda: ours.kl(scale.batch_rows),
-            f"plain HF, first {scale.peer_states} states",
-            lambda: peers.plain_kl(model, few, found, scale.batch_rows),
-        ),
-        Rival(
-            f"{HF}, begun alike",
-            alike,
-            len(prompts) * scale.peer_states,
-            lambda: peers.plain_kl(model, few, found, scale.batch_rows),
-            "stress(plain=True)",
-            lambda: stress(model, few, prompts, batch_rows=scale.batch_rows, plain=True).kl,
-        ),
+        replace(
+            rival,
+            name=f"{rival.name}, begun alike",
+            computed=f"the same behind {scale.beginning} common tokens",
+        )
+        for rival in _top_layers(behind, options, ours, found)
     ]
     wait = synchroniser(model.device)
     seconds = interleaved({rival.name: rival.timed for rival in rivals}, scale.repeats, wait)
@@ -148,40 +135,48 @@ def _rivals(subject: Subject, options: Options, ours: Ours) -> list[Rival]:
     """All but the floor, cedkv first."""
     scale, model, prompts = options.scale, subject.model, subject.prompts
     rows = scale.batch_rows
-    few = subject.states(scale.peer_states, subject.top)
     every = subject.states(scale.peer_states, subject.every)
     deep = prepare(model, every, prompts, options.dtype, rows)
     found = peers.groups(model, prompts, rows)
-    pairs = len(prompts) * scale.peer_states
-    top = f"{scale.slots} slots in the top {len(subject.top)} of {len(subject.every)} layers"
     some = f"{len(prompts)} prompts × {scale.peer_states} states"
-    rivals = [
+    in_all = Rival(
+        EVERY,
+        f"{some}, slots in all layers",
+        len(prompts) * scale.peer_states,
+        lambda: deep.kl(rows),
+        "plain HF, all layers",
+        lambda: peers.plain_kl(model, every, found, rows),
+    )
+    by_peers = [by_peft(subject, kind, every, found, some) for kind in peers.KINDS if options.peers]
+    return [*_top_layers(subject, options, ours, found), in_all, *by_peers]
+
+
+def _top_layers(
+    subject: Subject, options: Options, ours: Ours, found: list[peers.Group]
+) -> tuple[Rival, Rival]:
+    """cedkv, and whole passes with a few of its states, against which it is checked."""
+    scale, model, prompts = options.scale, subject.model, subject.prompts
+    rows, count = scale.batch_rows, len(prompts)
+    few = subject.states(scale.peer_states, subject.top)
+    top = f"{scale.slots} slots in the top {len(subject.top)} of {len(subject.every)} layers"
+    return (
         Rival(
             OURS,
-            f"{len(prompts)} prompts × {scale.states} states, {top}, from the trunk",
-            len(prompts) * scale.states,
+            f"{count} prompts × {scale.states} states, {top}, from the trunk",
+            count * scale.states,
             lambda: ours.kl(rows),
             f"plain HF, first {scale.peer_states} states",
             lambda: peers.plain_kl(model, few, found, rows),
         ),
         Rival(
             HF,
-            f"{some}, {top}, whole passes",
-            pairs,
+            f"{count} prompts × {scale.peer_states} states, {top}, whole passes",
+            count * scale.peer_states,
             lambda: peers.plain_kl(model, few, found, rows),
             "stress(plain=True)",
             lambda: stress(model, few, prompts, batch_rows=rows, plain=True).kl,
         ),
-        Rival(
-            EVERY,
-            f"{some}, slots in all layers",
-            pairs,
-            lambda: deep.kl(rows),
-            "plain HF, all layers",
-            lambda: peers.plain_kl(model, every, found, rows),
-        ),
-    ]
-    return rivals + [by_peft(subject, kind, every, found, some) for kind in peers.KINDS if options.peers]
+    )
 
 
 def by_peft(subject: Subject, kind: peers.Kind, every: States, found: list[peers.Group], some: str) -> Rival:

@@ -38,11 +38,6 @@ class Spread:
         return Spread(tuple(factor * value for value in self.values))
 
 
-def paired_ratio(above: Spread, below: Spread) -> Spread:
-    """`above / below` of every round: what both met in a round cancels."""
-    return Spread(tuple(a / b for a, b in zip(above.values, below.values, strict=True)))
-
-
 def interleaved(
     rivals: Mapping[str, Callable[[], object]], rounds: int, synchronise: Callable[[], object] = lambda: None
 ) -> dict[str, Spread]:

@@ -58,21 +58,30 @@ class AttentionCall:
 
         They sum to one, or to less where the model has sinks.
         """
+        scores = self.scores(queries)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = wide(self.sinks)[None, :, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+
+    def scores(self, queries: int) -> Tensor:
+        """What the last `queries` positions give every key before the softmax: [B, H, queries, S + T], float32 at least."""
         groups = self.query.shape[1] // self.key.shape[1]
-        key = self.key.repeat_interleave(groups, dim=1).float()
+        key = wide(self.key).repeat_interleave(groups, dim=1)
         mask = self.mask
         if mask is None:
             mask = causal_mask(self.query.shape[2], self.key.shape[2], key.device)[None, None]
         query, mask = (last_of(x, self.last, queries) for x in (self.query, mask))
-        scores = query.float() @ key.transpose(-1, -2) * self.scaling
+        scores = wide(query) @ key.transpose(-1, -2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * (scores / self.softcap).tanh()
         # An additive mask hides a key by the smallest number of its type: in half precision no more than -65504.
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-        if self.sinks is None:
-            return scores.softmax(-1)
-        sinks = self.sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
-        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+        return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + wide(mask)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def last_of(x: Tensor, last: Tensor | None, queries: int) -> Tensor:

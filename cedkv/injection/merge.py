@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cedkv.injection.attention import AttentionCall
-from cedkv.injection.masks import causal_mask
+from cedkv.injection.attention import AttentionCall, wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,6 @@ class Scoring:
         """Scores of `query` [..., Q, D] and `key_t` [..., D, T]."""
         scores = (query * self.scaling) @ key_t
         return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +67,8 @@ class OwnAttention:
         query, own = (
             wide(x).reshape(*shape, -1).transpose(0, 1).flatten(1, 2) for x in (self.query, self.out)
         )
-        own_lse = (
-            self.lse.reshape(shape).transpose(0, 1).flatten(1)[:, None]
-        )  # [G, 1, X], X = rows, positions, heads
+        # [G, 1, X], where X counts rows, positions and the heads of a group.
+        own_lse = self.lse.reshape(shape).transpose(0, 1).flatten(1)[:, None]
         scores = self.scoring(query, key.to(query.dtype).permute(1, 3, 0, 2).flatten(2))
         scores = scores.unflatten(2, (states, slots)).transpose(1, 2)  # [G, N, X, S]
         lse = torch.logaddexp(own_lse, scores.logsumexp(-1))
@@ -89,14 +82,11 @@ class OwnAttention:
 
 def own_attention(call: AttentionCall) -> OwnAttention:
     """What one layer's attention of whole rows to themselves gives, in float32."""
-    groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (wide(x).repeat_interleave(groups, dim=1) for x in (call.key, call.value))
-    scoring = Scoring(call.scaling, call.softcap)
-    scores = scoring(wide(call.query), key.transpose(-1, -2))
-    mask = causal_mask(key.shape[2], key.shape[2], key.device) if call.mask is None else call.mask
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + wide(mask)
+    scores = call.scores(call.query.shape[2])
     lse = scores.logsumexp(-1)
     if call.sinks is not None:  # a sink takes weight and gives nothing
         lse = torch.logaddexp(lse, wide(call.sinks)[None, :, None])
-    out = (scores - lse[..., None]).exp() @ value
+    groups = call.query.shape[1] // call.value.shape[1]
+    out = (scores - lse[..., None]).exp() @ wide(call.value).repeat_interleave(groups, dim=1)
+    scoring = Scoring(call.scaling, call.softcap)
     return OwnAttention(call.query.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2), scoring)
