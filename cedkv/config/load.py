@@ -40,7 +40,7 @@ def load(
     Args:
         path: a YAML file; relative paths inside it start at its folder.
         overrides: ``key.path=value`` settings that win over the file, later ones over earlier ones.
-        phase: 3 trains; 2 is the baseline and resolves ``mix.mode`` to ``anchor``.
+        phase: 3 trains; 2 is the baseline and resolves ``mix.mode`` to ``anchor`` and ``mix.slot_gate`` to ``none``.
         strict_hf: sets ``runtime.strict_hf``.
         env: the environment; ``CI=true`` forces ``policy_mode: prod``.
 
@@ -58,11 +58,13 @@ def load(
     _fill(raw, file.resolve().parent)
     _force(raw, env, notes, strict_hf=strict_hf)
     config = _validated(raw, str(file), problems, notes)
-    if phase == 2 and config.phase3.mix.mode != "anchor":
-        _group(raw, "phase3", "mix")["mode"] = "anchor"
+    mix = config.phase3.mix
+    trains = mix.mode != "anchor" or mix.slot_gate != "none"
+    if phase == 2 and trains:
+        _group(raw, "phase3", "mix").update(mode="anchor", slot_gate="none")
         config = _validated(raw, str(file), [], notes)
-    if phase == 3 and config.phase3.mix.mode == "anchor":
-        rule = "trains nothing, which is Phase 2; use --phase 2, or v_only or kv"
+    if phase == 3 and not trains:
+        rule = "trains nothing, which is Phase 2; use --phase 2, v_only or kv, or mix.slot_gate: affine"
         raise user_error(str(file), [Problem("phase3.mix.mode", "anchor", rule)])
     return Loaded(config, tuple(notes))
 

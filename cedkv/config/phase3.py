@@ -44,7 +44,9 @@ class Mix(Section):
     share: Literal["shared", "layer", "head"] = "shared"
     """one mixture for all layers, one per layer, or one per layer and kv head"""
     slot_gate: Literal["none", "affine"] = "none"
-    """learned gain and bias on the slots' attention logits; `affine` arrives with a later release"""
+    """`affine`: a learned gain and bias on the slots' attention scores"""
+    gate_share: Literal["shared", "layer", "head"] = "head"
+    """what is learned of a slot's gate: one for all layers and heads, one per layer, or one per layer and head"""
 
 
 class Delimiter(Section):
@@ -66,9 +68,23 @@ class Candidate(Section):
     delimiter: Delimiter = section(Delimiter)
 
 
+class GateWarmStart(Section):
+    start: Literal["measured", "identity"] = "measured"
+    """`measured`: from the scores of ON and OFF training prompts; `identity`: gain 1, bias 0"""
+    on_log_odds: float = 3.0
+    """measured: log-odds of a slot against the prompt's own tokens for its own questions, at least, in nats"""
+    off_log_odds: float = -1.5
+    """measured: the same for every OFF training prompt, at most"""
+    off_share: Share = 0.06
+    """measured: share of the OFF training prompts that all slots together may give up, each an equal part"""
+    max_gain: Annotated[float, Field(ge=1)] = 2.5
+    """measured: largest gain to start with"""
+
+
 class WarmStart(Section):
     anti_steer_strength: NonNegative = 0.2
     """how much OFF attention mass counts against an anchor"""
+    gate: GateWarmStart = section(GateWarmStart)
 
 
 class OnLoss(Section):
@@ -141,6 +157,8 @@ class Train(Section):
     """optimiser steps"""
     lr: Positive = 0.05
     """Adam's learning rate for the mixture logits"""
+    gate_lr: Positive = 0.05
+    """Adam's learning rate for the slots' gains (their logarithms) and biases"""
     seed: Seed = 3407
     """seed of minibatches and initialisation"""
     on_batch: Count = 16

@@ -50,8 +50,6 @@ _Found = Iterator[tuple[str, Any, str]]
 def _later(p: Phase3) -> _Found:
     if p.loss.source != "hf":
         yield "loss.source", p.loss.source, "arrives with a later release; use hf"
-    if p.mix.slot_gate != "none":
-        yield "mix.slot_gate", p.mix.slot_gate, "arrives with a later release; use none"
 
 
 def _sources(p: Phase3) -> _Found:

@@ -14,10 +14,11 @@ from cedkv.data.lexicon import ATTRIBUTES, NAMES
 from cedkv.data.records import Corpus, OffPrompt, OnPrompt, normalised
 from cedkv.data.skills import SKILLS, Item
 from cedkv.data.world import (
+    ALL_CORES,
     EVAL_CORES,
     HEADS,
+    ON_TRAIN_CORES,
     TAILS,
-    TRAIN_CORES,
     UNKNOWN,
     Fact,
     absent_pairs,
@@ -65,14 +66,14 @@ class _World:
     def most_near_misses(self) -> int:
         """Every open pair in every phrasing."""
         pairs = len(NAMES) * len(ATTRIBUTES) - len(self.stated)
-        return pairs * len(HEADS) * len(TRAIN_CORES + EVAL_CORES) * len(TAILS)
+        return pairs * len(HEADS) * len(ALL_CORES) * len(TAILS)
 
     def near_misses(self, rng: random.Random) -> Callable[[random.Random], Item]:
         """Questions that no document answers, about what some document nearly states."""
         pairs = absent_pairs(rng, self.facts, self.stated)
 
         def near_miss(rng: random.Random) -> Item:
-            return Item(question(rng, *next(pairs), TRAIN_CORES + EVAL_CORES), UNKNOWN, "near_miss")
+            return Item(question(rng, *next(pairs), ALL_CORES), UNKNOWN, "near_miss")
 
         return near_miss
 
@@ -150,7 +151,7 @@ def _check_room(documents: int, facts: int) -> None:
         )
 
 
-_CORES = {"train": TRAIN_CORES, "eval": EVAL_CORES}
+_CORES = {"train": ON_TRAIN_CORES, "eval": EVAL_CORES}
 
 
 def _ask(

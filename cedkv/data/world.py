@@ -60,12 +60,27 @@ TRAIN_CORES = (
     "About {n}: which {a}?",
     "Does {n} have a {a}, and which?",
 )
-# Never seen when the embedded model is trained: held-out phrasings of ON evaluation.
+# What a memory is trained on: the model's own phrasings, and some that the model never saw either. A memory that only knows
+# questions worded as the model likes them learns a threshold that is too narrow for others.
+ON_TRAIN_CORES = (
+    *TRAIN_CORES,
+    "Give the {a} of {n}.",
+    "I wonder what the {a} of {n} is.",
+    "You know {n}, but which {a}?",
+    "Which {a} has {n}?",
+    "Say which {a} {n} has.",
+    "So {n} has what {a}?",
+    "Know {n}? Tell the {a}.",
+    "For {n}, the {a} is what?",
+    "Tell us what the {a} that {n} has is.",
+)
+# Held out from both, the embedded model and the memories: the phrasings of ON evaluation.
 EVAL_CORES = (
     "{n} has which {a}?",
     "Please say what the {a} of {n} is.",
     "I know {n}, but what is the {a}?",
 )
+ALL_CORES = ON_TRAIN_CORES + EVAL_CORES
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
-from cedkv.injection.masks import additive, causal_mask, full_mask, unless_replaced, with_slots
+from cedkv.injection.masks import additive, causal_mask, full_mask, unless_replaced, with_bias, with_slots
 from cedkv.memory.state import States
 from cedkv.models.layers import AttentionLayer, attention_modules
 
@@ -204,6 +204,9 @@ def _attention(
         attention_mask = with_slots(states, active.layer.window, attention_mask, query.shape[2], length)
         key = torch.cat([_rows(states.keys[layer], active.rows, batch).to(key.dtype), key], dim=2)
         value = torch.cat([_rows(states.values[layer], active.rows, batch).to(value.dtype), value], dim=2)
+        if states.bias is not None:
+            bias = _rows(states.bias[layer], active.rows, batch)
+            attention_mask = with_bias(attention_mask, bias, query.shape[1], query.dtype)
         kwargs["is_causal"] = False
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -229,7 +232,8 @@ def _in_reach(states: States, layer: int, window: int | None) -> States:
     """The slots of one layer, of whole documents those only that its window lets some token see."""
     key, value = states.keys[layer], states.values[layer]
     if states.positions is None or window is None:
-        return States({layer: key}, {layer: value}, states.positions)
+        bias = None if states.bias is None else {layer: states.bias[layer]}
+        return States({layer: key}, {layer: value}, states.positions, bias)
     out = int((states.positions <= -window).sum())  # the first token, at 0, sees furthest back
     return States({layer: key[:, :, out:]}, {layer: value[:, :, out:]}, states.positions[out:])
 
@@ -245,9 +249,9 @@ def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
 
 
 def _rows(slots: Tensor, rows: Tensor | None, batch: int) -> Tensor:
-    """Slots [B, G, S, D] for `batch` rows: one state for all, or state `rows[b]` each (repeated for beams)."""
+    """Slots [B, G, S, ...] for `batch` rows: one state for all, or state `rows[b]` each (repeated for beams)."""
     if rows is None:
-        return slots.expand(batch, -1, -1, -1)
+        return slots.expand(batch, *slots.shape[1:])
     if batch % rows.numel():
         raise ValueError(
             f"rows names a state for each of {rows.numel()} prompts, but the batch has {batch} rows"

@@ -40,6 +40,15 @@ def with_slots(states: States, window: int | None, mask: Tensor | None, queries:
     return torch.cat([visible.expand(mask.shape[0], mask.shape[1], -1, -1), mask], dim=3)
 
 
+def with_bias(mask: Tensor, bias: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """`mask` [B or 1, 1, Q, S + T] with `bias` [B, H or G, S] on its slots, additive and for every query head: [B, H, Q, S + T]."""
+    if mask.dtype == torch.bool:
+        mask = additive(mask, dtype)
+    per_head = bias.to(mask.dtype).repeat_interleave(heads // bias.shape[1], dim=1)[:, :, None]
+    slots, own = mask.split([bias.shape[2], mask.shape[3] - bias.shape[2]], dim=3)
+    return torch.cat([slots + per_head, own.expand(bias.shape[0], heads, -1, -1)], dim=3)
+
+
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as one that is added to scores: 0 to attend, the smallest number of `dtype` to hide."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cedkv.injection.attention import AttentionCall, wide
+from cedkv.memory.state import LayerSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +38,26 @@ class OwnAttention:
     lse: Tensor
     scoring: Scoring
 
-    def merged(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row with the slots of a state of its own: output [B, U, H, E] and the weights of the slots [B, H, U, S].
-
-        Args:
-            key: [B, G, S, D].
-            value: [B, G, S, E].
-        """
-        groups = self.query.shape[2] // key.shape[1]
-        key, value = (x.to(self.out.dtype).repeat_interleave(groups, dim=1) for x in (key, value))
+    def merged(self, slots: LayerSlots) -> tuple[Tensor, Tensor]:
+        """Row b with the slots of the b-th of B states: output [B, U, H, E] and the weights of the slots [B, H, U, S]."""
+        groups = self.query.shape[2] // slots.key.shape[1]
+        key, value = (x.to(self.out.dtype).repeat_interleave(groups, dim=1) for x in (slots.key, slots.value))
         scores = self.scoring(wide(self.query).transpose(1, 2), key.transpose(-1, -2))
+        if slots.bias is not None:
+            scores = scores + slots.bias_of(self.query.shape[2]).to(scores.dtype)[:, :, None]
         own = self.lse.transpose(1, 2)
         lse = torch.logaddexp(own, scores.logsumexp(-1))
         weights = (scores - lse[..., None]).exp()
         out = weights @ value + (own - lse).exp()[..., None] * self.out.transpose(1, 2)
         return out.transpose(1, 2), weights
 
-    def merged_with_all(self, key: Tensor, value: Tensor) -> Tensor:
+    def merged_with_all(self, slots: LayerSlots) -> Tensor:
         """Every row under every one of N states, without a graph: [B, N, U, H, E], as `merged` gives it row by row.
 
         The queries of all rows meet the slots of all states in one matrix product per kv head.
-
-        Args:
-            key: [N, G, S, D].
-            value: [N, G, S, E].
         """
-        (rows, length, heads, _), (states, kv_heads, slots, size) = self.query.shape, value.shape
+        key, value = slots.key, slots.value
+        (rows, length, heads, _), (states, kv_heads, count, size) = self.query.shape, value.shape
         shape = (rows * length, kv_heads, heads // kv_heads)
         query, own = (
             wide(x).reshape(*shape, -1).transpose(0, 1).flatten(1, 2) for x in (self.query, self.out)
@@ -70,7 +65,10 @@ class OwnAttention:
         # [G, 1, X], where X counts rows, positions and the heads of a group.
         own_lse = self.lse.reshape(shape).transpose(0, 1).flatten(1)[:, None]
         scores = self.scoring(query, key.to(query.dtype).permute(1, 3, 0, 2).flatten(2))
-        scores = scores.unflatten(2, (states, slots)).transpose(1, 2)  # [G, N, X, S]
+        scores = scores.unflatten(2, (states, count)).transpose(1, 2)  # [G, N, X, S]
+        if slots.bias is not None:
+            bias = slots.bias_of(heads).to(scores.dtype).unflatten(1, (kv_heads, -1)).transpose(0, 1)
+            scores = (scores.unflatten(2, (rows * length, -1)) + bias[:, :, None]).flatten(2, 3)
         lse = torch.logaddexp(own_lse, scores.logsumexp(-1))
         out = own[:, None] * (own_lse - lse).exp()[..., None]
         weights = (scores - lse[..., None]).exp_()

@@ -52,7 +52,7 @@ def resume(
     first = states.layers[0]
 
     def attend(own: OwnAttention, last: Tensor | None) -> Tensor:
-        out, weights = own.merged(states.keys[first][rows], states.values[first][rows])
+        out, weights = own.merged(states.at(first, rows))
         if observer is not None:
             observer(MergedCall(first, states.slots, weights, last))
         return out
@@ -67,7 +67,7 @@ def resume_product(
     first, times = states.layers[0], columns.numel()
 
     def attend(own: OwnAttention, _: Tensor | None) -> Tensor:
-        return own.merged_with_all(states.keys[first][columns], states.values[first][columns]).flatten(0, 1)
+        return own.merged_with_all(states.at(first, columns)).flatten(0, 1)
 
     rows = packed.nodes.shape[0]
     injected = _Injected(states, columns.repeat(rows), times, None, attend)

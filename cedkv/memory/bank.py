@@ -11,11 +11,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cedkv.core.errors import UserError
 from cedkv.core.losses import pairwise_slot_overlap, slot_entropy
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.delimiter import mass_penalty
+from cedkv.memory.gate import SlotGate
 from cedkv.memory.mixture import Mixture, mix
 from cedkv.memory.state import States
 from cedkv.memory.warm_start import SlotPlan
@@ -53,7 +55,7 @@ class Structure:
 
 
 class MemoryBank(nn.Module):
-    """Slots of N documents. The mixture logits are its only parameter; anchors and atoms are constants.
+    """Slots of N documents. Mixture logits, and a gate's where there is one, are its parameters; the rest is constant.
 
     Raises:
         ValueError: a mixture layer that is not injected; a document with fewer tokens than sink slots.
@@ -61,6 +63,8 @@ class MemoryBank(nn.Module):
 
     candidates: Tensor  # [N, S, J]
     is_delimiter: Tensor  # [N, 1, 1, S, J]
+
+    gate: SlotGate | None
 
     def __init__(self, atoms: list[Atoms], plans: list[SlotPlan], spec: MixSpec) -> None:
         super().__init__()
@@ -75,7 +79,7 @@ class MemoryBank(nn.Module):
                 f"document {short.document!r} has {len(short.types)} tokens for phase3.memory.sink_slots = "
                 f"{spec.sink_slots}: lower it or give a longer document"
             )
-        self.spec = spec
+        self.spec, self.gate = spec, None  # a gate is set once the bank's anchors are known
         self.documents = tuple(a.document for a in atoms)
         self._anchors = tuple(tuple(p.anchors.tolist()) for p in plans)
         self._anchor_layers = tuple(tuple(p.layers.tolist()) for p in plans)
@@ -138,7 +142,23 @@ class MemoryBank(nn.Module):
         for layer in self.spec.injection:
             keys[layer] = self._slots("keys", layer, weights, rows)
             values[layer] = self._slots("values", layer, weights, rows)
-        return States(keys, values)
+        return States(keys, values) if self.gate is None else self._gated(self.gate, keys, values, rows)
+
+    def _gated(
+        self,
+        gate: SlotGate,
+        keys: dict[int, Tensor],
+        values: dict[int, Tensor],
+        rows: Tensor | None,
+    ) -> States:
+        """Gains on the slots' keys, and their biases; sinks, which stand in front, stay as they are."""
+        gains, biases = gate.resolved(rows)
+        sinks, bias = self.spec.sink_slots, {}
+        for place, layer in enumerate(self.spec.injection):
+            gain = functional.pad(gains[:, place], (sinks, 0), value=1.0)
+            keys[layer] = keys[layer] * gain[..., None].to(keys[layer].dtype)
+            bias[layer] = functional.pad(biases[:, place], (sinks, 0))
+        return States(keys, values, bias=bias)
 
     def _slots(self, name: str, layer: int, weights: Tensor | None, rows: Tensor | None) -> Tensor:
         """[R, H, S + X, D]: the sinks, then the slots, mixed where the mode and the layer say so."""

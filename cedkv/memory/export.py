@@ -1,12 +1,14 @@
 """A memory on disk: resolved keys and values, the mixture they come from, and where everything stood.
 
-`memory.safetensors` holds `keys.<layer>` and `values.<layer>` [N, H, S, D], `logits` and `candidates`;
+`memory.safetensors` holds `keys.<layer>` and `values.<layer>` [N, H, S, D], with gates `bias.<layer>` [N, Q, S] for Q query
+heads (gains are part of the keys), `logits` and `candidates`;
 `memory.json` holds the rest. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from cedkv.core.errors import UserError
 from cedkv.memory.bank import MemoryBank
 from cedkv.memory.state import States
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 knew no biases. A reader of format 1 would pass over them: a gated memory must not look like one."""
 
 
 def write_memory(
@@ -32,6 +36,8 @@ def write_memory(
     tensors = {f"keys.{i}": states.keys[i] for i in states.layers} | {
         f"values.{i}": states.values[i] for i in states.layers
     }
+    if states.bias is not None:
+        tensors |= {f"bias.{i}": states.bias[i] for i in states.layers}
     tensors |= {"logits": bank.logits.detach(), "weights": weights, "candidates": bank.candidates}
     file = folder / "memory.safetensors"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
@@ -43,6 +49,7 @@ def write_memory(
         "documents": list(bank.documents),
         "mode": spec.mode,
         "share": spec.share,
+        "slot_gate": "none" if bank.gate is None else "affine",
         "topk": k,
         "layers": {"injection": list(spec.injection), "mixture": list(spec.mixture)},
         "slots": states.slots,
@@ -77,12 +84,15 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
     try:
         meta = json.loads(described.read_text())
         stored = load_file(tensors)
-        if meta["format"] != FORMAT:
+        if meta["format"] not in READABLE:
             raise UserError(
-                f"memory {str(described)!r} has format {meta['format']}; this version reads {FORMAT}"
+                f"memory {str(described)!r} has format {meta['format']}; this version reads {READABLE}"
             )
         layers = [int(layer) for layer in meta["layers"]["injection"]]
-        states = States({i: stored[f"keys.{i}"] for i in layers}, {i: stored[f"values.{i}"] for i in layers})
+        gated = meta.get("slot_gate", "none") != "none"
+        keys, values = ({i: stored[f"{name}.{i}"] for i in layers} for name in ("keys", "values"))
+        gated = meta.get("slot_gate", "none") != "none"
+        states = States(keys, values, bias={i: stored[f"bias.{i}"] for i in layers} if gated else None)
         memory = StoredMemory(
             states, tuple(meta["documents"]), str(meta["model_fingerprint"]), str(meta["config_hash"])
         )
@@ -91,7 +101,9 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
         raise UserError(
             f"memory {str(tensors)!r} cannot be read ({type(error).__name__}: {error}); export it again from its run"
         ) from error
-    wrong = [f"{name}.{i}" for i in layers for name, x in _both(states, i) if not _fits(x, memory, slots)]
+    wrong = [
+        f"{name}.{i}" for i in layers for name, x in _parts(states, i) if not _fits(name, x, memory, slots)
+    ]
     if wrong:
         raise UserError(
             f"memory {str(tensors)!r}: {wrong[0]} is not finite, or not of {len(memory.documents)} documents and "
@@ -100,10 +112,13 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
     return memory
 
 
-def _both(states: States, layer: int) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-    return ("keys", states.keys[layer]), ("values", states.values[layer])
+def _parts(states: States, layer: int) -> Iterator[tuple[str, Tensor]]:
+    yield from (("keys", states.keys[layer]), ("values", states.values[layer]))
+    if states.bias is not None:
+        yield "bias", states.bias[layer]
 
 
-def _fits(x: Tensor, memory: StoredMemory, slots: int) -> bool:
-    shape = x.ndim == 4 and (x.shape[0], x.shape[2]) == (len(memory.documents), slots)
+def _fits(name: str, x: Tensor, memory: StoredMemory, slots: int) -> bool:
+    axes = 3 if name == "bias" else 4
+    shape = x.ndim == axes and (x.shape[0], x.shape[2]) == (len(memory.documents), slots)
     return shape and bool(x.isfinite().all())

@@ -18,11 +18,13 @@ from cedkv.injection import check_routed
 from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Shortcut, Trunk
 from cedkv.memory.bank import MemoryBank, MixSpec
+from cedkv.memory.gate import SlotGate, identity_start
 from cedkv.models.layers import attention_modules, resolve_scope
 from cedkv.models.load import LoadedModel, load_model
 from cedkv.models.types import CausalLM
 from cedkv.train.clock import Clock
 from cedkv.train.documents import read_documents
+from cedkv.train.gate_start import gate_start
 from cedkv.train.teacher import Teacher, ask_teacher, questions_of
 
 SHORTCUT_TOLERANCE = 1e-5
@@ -125,6 +127,8 @@ def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experimen
             config, loaded, encoded, teacher_eval, spec.injection, rows=_rows_behind(rows)
         )
         bank = MemoryBank(documents.atoms, documents.plans, spec).to(loaded.device)
+        if config.phase3.mix.slot_gate == "affine":
+            bank.gate = _gate(config, loaded.model, encoded, bank)
     with clock.part("trunk"):
         probe = probe_of([row.prompt for row in encoded.stress])
         states = bank.states(k=config.phase3.candidate.pool_size).detach()
@@ -173,6 +177,17 @@ def _base(model: CausalLM, encoded: EncodedCorpus, rows: int) -> list[Tensor]:
     """What the bare model says to the ON evaluation prompts without their documents."""
     prompts, answers = [row.prompt for row in encoded.on_eval], [row.answer for row in encoded.on_eval]
     return answer_log_probs(model, prompts, answers, batch_rows=rows)
+
+
+def _gate(config: Config, model: CausalLM, encoded: EncodedCorpus, bank: MemoryBank) -> SlotGate:
+    slots, warm = bank.states(config.phase3.candidate.pool_size).detach(), config.phase3.warm_start.gate
+    sinks = bank.spec.sink_slots
+    start = (
+        gate_start(config, model, encoded, slots, sinks=sinks)
+        if warm.start == "measured"
+        else identity_start(slots, model.config.get_text_config().num_attention_heads, sinks)
+    )
+    return SlotGate(start, config.phase3.mix.gate_share)
 
 
 def _rows_behind(rows: int) -> int:

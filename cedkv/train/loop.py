@@ -21,6 +21,7 @@ from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
 from cedkv.evaluate import StressResult, stress
 from cedkv.injection.trunk import Part
+from cedkv.memory.bank import MemoryBank
 from cedkv.train.clock import Clock
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
@@ -84,7 +85,7 @@ class Trainer:
         self.constraint = ConstraintWarn(limit, constraint.margin, constraint.patience_eval_ticks)
         self.warning = WarnState()
         self.traces, self.clock = Traces(), clock or Clock()
-        self.optimiser = torch.optim.Adam([self.bank.logits], lr=train.lr)
+        self.optimiser = torch.optim.Adam(_groups(self.bank, train.lr, train.gate_lr))
         self.on_order = torch.Generator().manual_seed(train.seed)
         self.off_order = torch.Generator().manual_seed(train.seed + 1)
         self.pool = HardPool((), ())
@@ -142,8 +143,9 @@ class Trainer:
         total = terms.total(Weights(loss.lambda_on, self.dual.lambda_off, loss.lambda_str))
         self.optimiser.zero_grad()
         total.backward()
-        gradient = self.bank.logits.grad
-        norm = float("nan") if gradient is None else gradient.norm().item()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.bank.parameters() if p.grad is not None]
+        ).item()
         if math.isfinite(total.item()) and math.isfinite(norm):
             self.optimiser.step()
         else:
@@ -322,6 +324,12 @@ class Trainer:
         with self.clock.part("tick"):
             states = self.bank.states(k).detach()
             return stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+
+
+def _groups(bank: MemoryBank, lr: float, gate_lr: float) -> list[dict[str, Any]]:
+    """Adam's parameter groups."""
+    groups: list[dict[str, Any]] = [{"params": [bank.logits], "lr": lr}]
+    return groups if bank.gate is None else [*groups, {"params": list(bank.gate.parameters()), "lr": gate_lr}]
 
 
 def _p99(values: list[float]) -> float:

@@ -42,7 +42,6 @@ ALLOW = "phase3.runtime.debug_allow_nonfixed_constraint_sources=true"
         ("loss: {source: proxy}", 'phase3.loss.source = "proxy": arrives with a later release; use hf'),
         ("loss: {source: blend}", "arrives with a later release"),
         ("loss: {source: auto}", "arrives with a later release"),
-        ("mix: {slot_gate: affine}", 'phase3.mix.slot_gate = "affine": arrives with a later release; use none'),
     ],
 )  # fmt: skip
 def test_a_broken_rule_between_keys_is_refused(refused: Refused, text: str, says: str) -> None:

@@ -153,7 +153,8 @@ def test_facts_are_found_when_few_pairs_are_left():
 
 # ------------------------------------------------------------------------------------------------------- ON prompts
 def test_training_and_evaluation_ask_in_different_phrasings():
-    assert set(world.TRAIN_CORES).isdisjoint(world.EVAL_CORES)
+    assert set(world.ON_TRAIN_CORES).isdisjoint(world.EVAL_CORES)
+    assert set(world.TRAIN_CORES) < set(world.ON_TRAIN_CORES)
     written = corpus()
     train, held_out = (_phrasings(prompts) for prompts in (written.on_train, written.on_eval))
     assert train
@@ -245,7 +246,7 @@ def test_skills_state_their_answers():
         ),
         ("phase3.eval.off_fixed_stress.size=10000000", "phase3.eval.off_fixed_stress.size is 10000000"),
         ("phase3.eval.off_sealed.size=100000000", "phase3.eval.off_sealed.size is 100000000"),
-        ("data.on_train_prompts_per_fact=235", "there are 234 phrasings of a question: lower it"),
+        ("data.on_train_prompts_per_fact=397", "there are 396 phrasings of a question: lower it"),
     ],
 )
 def test_more_than_the_world_has_is_refused_at_once_and_by_the_key(override, says):

@@ -5,6 +5,8 @@ A window of 6 tokens, where a family has one, is shorter than the documents (20)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,25 @@ def test_gradients_reach_every_slot_and_nothing_else(model, tiny):
     optimiser.step()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_bias_of_log_two_is_the_slot_twice(model, tiny):
+    """Two equal keys take as much weight as one whose score is higher by log 2."""
+    ids, memory = tiny.tokens(2, PROMPT), tiny.memory(model)
+    bare = logits(model, ids)
+    twice = States(
+        *({i: x[:, :, [0, 0, 1, 2]] for i, x in part.items()} for part in (memory.keys, memory.values))
+    )
+    with inject(model, twice):
+        wanted = logits(model, ids)
+    for heads in (1, 2, model.config.num_attention_heads):
+        bias = torch.zeros(1, heads, 3)
+        bias[:, :, 0] = torch.tensor(2.0).log()
+        with inject(model, replace(memory, bias=dict.fromkeys(memory.layers, bias))):
+            torch.testing.assert_close(logits(model, ids), wanted, atol=1e-5, rtol=1e-4)
+    closed = torch.full((1, 1, 3), -1e4)
+    with inject(model, replace(memory, bias=dict.fromkeys(memory.layers, closed))):
+        torch.testing.assert_close(logits(model, ids), bare, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

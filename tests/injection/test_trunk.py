@@ -14,6 +14,7 @@ from cedkv.injection import inject
 from cedkv.injection.resume import resume
 from cedkv.injection.storage import Room
 from cedkv.injection.trunk import Shortcut, Trunk
+from cedkv.memory.state import States
 from cedkv.models.layers import attention_modules, decoder_layers
 
 STATES = 3
@@ -51,6 +52,25 @@ def test_every_shortcut_that_a_family_allows_is_the_plain_pass(model, tiny, prom
             torch.testing.assert_close(found.kl, plain.kl, atol=1e-5, rtol=0)
             assert torch.equal(found.student_top, plain.student_top)
             assert torch.equal(found.base_top, plain.base_top)
+
+
+@pytest.mark.parametrize("scope", ["upper half", "last", "all"])
+def test_every_shortcut_carries_biases(model, tiny, prompts, scope):
+    memory = biased(tiny.memory(model, STATES, layers=scopes(model)[scope]), model.config.num_attention_heads)
+    plain = stress(model, memory, prompts, batch_rows=64, plain=True)
+    without = stress(model, replace(memory, bias=None), prompts, batch_rows=64, plain=True)
+    assert (plain.kl - without.kl).abs().max() > 1e-2
+    for shortcut in Shortcut:
+        trunk = Trunk(model, prompts, memory.layers[0], shortcut=shortcut)
+        found = stress(model, memory, trunk, batch_rows=64)
+        torch.testing.assert_close(found.kl, plain.kl, atol=1e-5, rtol=0)
+
+
+def biased(memory: States, heads: int) -> States:
+    """`memory` with random biases for each query head."""
+    shape = memory.count, heads, memory.slots
+    draw = torch.Generator().manual_seed(7)
+    return replace(memory, bias={layer: 2 * torch.randn(shape, generator=draw) for layer in memory.layers})
 
 
 def test_the_shortest_way_that_agrees_is_chosen(model, tiny, prompts):
@@ -319,8 +339,9 @@ def test_the_slots_mass_is_the_one_of_the_plain_pass(tiny):
             torch.testing.assert_close(seen[layer], masses[0][layer], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("biased", [0, 2, 4])  # none, one for each kv head, one for each query head
 @pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (5.0, False), (None, True), (2.0, True)])
-def test_merging_is_attention_over_both_in_float64(softcap, sinks):
+def test_merging_is_attention_over_both_in_float64(softcap, sinks, biased):
     """Against softmax over slots and prompt together, written out."""
     from cedkv.injection.attention import AttentionCall
     from cedkv.injection.merge import own_attention
@@ -329,9 +350,11 @@ def test_merging_is_attention_over_both_in_float64(softcap, sinks):
     query, key, value = (torch.randn(2, heads, 5, 8, generator=draw) for heads in (4, 2, 2))
     slot_key, slot_value = (torch.randn(2, 2, 3, 8, generator=draw) for _ in range(2))
     sink = torch.randn(4, generator=draw) if sinks else None
+    bias = torch.randn(2, biased, 3, generator=draw) if biased else None
+    states = States({0: slot_key}, {0: slot_value}, bias=None if bias is None else {0: bias})
     own = own_attention(AttentionCall(0, query, key, value, None, 0.4, 0, softcap, sink))
     for rows in ([0, 1], [1, 0]):
-        out, weights = own.merged(slot_key[rows], slot_value[rows])
+        out, weights = own.merged(states.at(0, torch.tensor(rows)))
         keys, values = (
             torch.cat(pair, 2).double().repeat_interleave(2, 1)
             for pair in ((slot_key[rows], key), (slot_value[rows], value))
@@ -339,6 +362,8 @@ def test_merging_is_attention_over_both_in_float64(softcap, sinks):
         scores = query.double() @ keys.transpose(-1, -2) * 0.4
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
+        if bias is not None:
+            scores[..., :3] += bias[rows].double().repeat_interleave(4 // biased, 1)[:, :, None]
         mask = F.pad(torch.ones(5, 5, dtype=torch.bool).tril(), (3, 0), value=True)
         scores = scores.masked_fill(~mask, -torch.inf)
         if sink is not None:
@@ -346,7 +371,7 @@ def test_merging_is_attention_over_both_in_float64(softcap, sinks):
         wanted = scores.softmax(-1)[..., :8]
         torch.testing.assert_close(out.transpose(1, 2).double(), wanted @ values, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(weights.double(), wanted[..., :3], atol=1e-6, rtol=1e-5)
-        everything = own.merged_with_all(slot_key, slot_value)
+        everything = own.merged_with_all(states.at(0))
         torch.testing.assert_close(everything[torch.arange(2), rows], out, atol=1e-6, rtol=1e-5)
 
 

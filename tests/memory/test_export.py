@@ -38,7 +38,7 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
     bank = tiny.bank(tiny("qwen3"), mixture=(2,), sink_slots=1)
     _, described = write_memory(tmp_path, bank, 4, "f" * 64, "c" * 64)
     meta = json.loads(described.read_text())
-    assert meta["format"] == 1
+    assert meta["format"] == 2
     assert (meta["model_fingerprint"], meta["config_hash"]) == ("f" * 64, "c" * 64)
     assert meta["documents"] == ["d0", "d1", "d2"]
     assert (meta["mode"], meta["share"], meta["topk"]) == ("v_only", "shared", 4)
@@ -57,7 +57,7 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
         (lambda t, d: t.unlink(), "cannot be read"),
         (lambda t, d: d.write_text("{"), "cannot be read"),
         (lambda t, d: _change(d, "layers", {"injection": [1, 3]}), r"cannot be read \(KeyError: 'keys\.3'\)"),
-        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads 1"),
+        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads \\(1, 2\\)"),
         (lambda t, d: _change(d, "slots", 9), "not of 3 documents and 9 slots"),
         (lambda t, d: _change(d, "documents", ["d0"]), "not of 1 documents"),
         (lambda t, d: _poison(t), "is not finite"),

@@ -21,7 +21,6 @@ from cedkv.train.main import run_training
 AT_LOAD = {
     # What stands here decides which configurations are refused; that is tested with the rules of the configuration.
     "phase3.runtime.debug_allow_nonfixed_constraint_sources",
-    "phase3.mix.slot_gate",
 }
 
 
@@ -68,6 +67,9 @@ def reads(monkeypatch):
     return noted
 
 
+GATED = "phase3.mix.slot_gate=affine"
+
+
 def jsonl_config(folder) -> Config:
     rows = {
         "documents": [{"id": "d", "text": "Mara keeps bees."}],
@@ -90,7 +92,7 @@ def test_no_key_is_dead(small_config, store_uri, tmp_path, reads):
         "phase3.thresholds.off_delta_p99_max=1e-6",
         "phase3.train.constraint_warn.patience_eval_ticks=1",
     )
-    config = small_config(f"tracking.uri={store_uri}", "phase3.train.steps=2", *warned)
+    config = small_config(f"tracking.uri={store_uri}", "phase3.train.steps=2", GATED, *warned)
     own = jsonl_config(tmp_path)
     everything = {*leaves(config), *leaves(own)}
     reads.clear()
