@@ -60,6 +60,7 @@ P99_TYPICAL: Final = "off_delta_p99_typical"
 MEAN_STRESS: Final = "off_delta_mean_stress"
 MAX_STRESS: Final = "off_delta_max_stress"
 P99_UPPER: Final = "off_delta_p99_upper"  # distribution-free 95 % upper bound
+ON_LOSS_FIXED: Final = "on_loss_fixed"  # ON loss of a fixed sample of ON training prompts
 WARN_CONSECUTIVE: Final = "warn/consecutive"  # ticks in a row over the limit
 WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
 
@@ -103,6 +104,7 @@ TAG_SHORTCUT: Final = (
 TAG_TEACHER: Final = (
     "cedkv.teacher"  # how it read: cached (each document once) or whole (anew for every prompt)
 )
+TAG_KEPT: Final = "cedkv.kept"  # the memory a run ended with: `last`, or `best_feasible@<step>`
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
 TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"

@@ -165,6 +165,8 @@ class Train(Section):
     """ON prompts per step"""
     off_batch: Count = 16
     """OFF prompts per step, drawn from the hard pool"""
+    keep: Literal["best_feasible", "last"] = "best_feasible"
+    """memory a run ends with: of the eval ticks with p99 within its limit the one with the lowest ON loss, else the last"""
     topk_schedule: Annotated[Listed[Count], Field(min_length=1)] = (32, 16, 8, 4)
     """candidates a slot may still mix, stage by stage; never growing"""
     topk_milestones: Annotated[Listed[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)] = (

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from cedkv import ledger
 from cedkv.core import stats
@@ -25,6 +24,7 @@ from cedkv.memory.bank import MemoryBank
 from cedkv.train.clock import Clock
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
+from cedkv.train.keep import Keeper, Kept, fixed_on_loss
 from cedkv.train.step import Weights, loss_terms
 
 
@@ -52,11 +52,15 @@ class Traces:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where the loop ended: the step, the k in force and the last stress evaluation of the memory kept."""
+    """Where the loop ended: the step, and of the memory that is kept its k and its stress.
+
+    `kept`: the eval tick it is from, where that is the best feasible one; None where it is the last memory.
+    """
 
     step: int
     k: int
     stress: StressResult
+    kept: Kept | None = None
 
 
 class Trainer:
@@ -90,8 +94,7 @@ class Trainer:
         self.off_order = torch.Generator().manual_seed(train.seed + 1)
         self.pool = HardPool((), ())
         self.ticks = self.nonfinite = 0
-        self.best: tuple[float, Tensor, int] | None = None  # (ON loss, logits, k) of the best feasible tick
-        self.last_on = math.inf
+        self.keeper = Keeper(self.bank, limit)
 
     def k_at(self, step: int) -> int:
         """Candidates a slot may mix at `step`."""
@@ -108,7 +111,7 @@ class Trainer:
         started = time.perf_counter()
         for step in range(train.steps):
             if self.rule.due(step) and self.tick(step) is None:
-                return self._stopped(step)
+                return self._kept(step, None)
             if step % train.hard_pool_refresh == 0:
                 self._mine(step)
             metrics = self._step(step)
@@ -116,8 +119,8 @@ class Trainer:
             self.log.log_metrics(metrics, step)
             after_step(step)
         result = self.tick(train.steps)
-        if result is None:
-            return self._stopped(train.steps)
+        if result is None or train.keep == "best_feasible":
+            return self._kept(train.steps, result)
         return Outcome(train.steps, self.k_at(train.steps), result)
 
     # ---- one optimiser step ------------------------------------------------------------------------------------------
@@ -150,7 +153,6 @@ class Trainer:
             self.optimiser.step()
         else:
             self.nonfinite += 1
-        self.last_on = terms.on.item() if math.isfinite(terms.on.item()) else math.inf
         losses = {
             ledger.LOSS: total.item(),
             ledger.LOSS_ON: terms.on.item(),
@@ -221,9 +223,8 @@ class Trainer:
         if self.rule.due(step):
             self._move_lambda(step, p99)
         stopped = self._watch(step, p99)
-        feasible = p99 <= self.phase3.thresholds.off_delta_p99_max
-        if feasible and (self.best is None or self.last_on <= self.best[0]):
-            self.best = (self.last_on, self.bank.logits.detach().clone(), k)
+        on_loss = fixed_on_loss(self.experiment, self.bank, k, self.phase3.loss.on.type)
+        self.keeper.offer(step, k, p99, on_loss)
         self.log.log_metrics(
             {
                 ledger.P99_STRESS: p99,
@@ -231,6 +232,7 @@ class Trainer:
                 ledger.MEAN_STRESS: sum(deltas) / len(deltas),
                 ledger.MAX_STRESS: max(deltas),
                 ledger.P99_UPPER: stats.upper_bound(deltas) if math.isfinite(p99) else math.nan,
+                ledger.ON_LOSS_FIXED: on_loss,
                 ledger.LAMBDA_OFF: self.dual.lambda_off,
                 **self.clock.metrics(),
             },
@@ -310,14 +312,16 @@ class Trainer:
             result = stress(self.model, states, self.stress_prompts, batch_rows=rows, plain=True)
         return _p99(result.delta.tolist())
 
-    def _stopped(self, step: int) -> Outcome:
-        """Back to the best feasible memory, if there was one; its stress is measured again."""
-        k = self.k_at(step)
-        if self.best is not None:
-            with torch.no_grad():
-                self.bank.logits.copy_(self.best[1])
-            k = self.best[2]
-        return Outcome(step, k, self.measured(k))
+    def _kept(self, step: int, last: StressResult | None) -> Outcome:
+        """The best feasible memory, its stress measured again; where there was none, the last one.
+
+        Args:
+            last: the stress of the memory as it is, where it is known.
+        """
+        kept = self.keeper.restore()
+        k = self.k_at(step) if kept is None else kept.k
+        as_it_is = last if kept is None or kept.step == step else None
+        return Outcome(step, k, as_it_is or self.measured(k), kept)
 
     def measured(self, k: int) -> StressResult:
         """The fixed stress set under the memory as it is, `k` candidates a slot."""

@@ -95,6 +95,8 @@ def run_training(
         )
         try:
             outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
+            kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
+            run.set_tags({ledger.TAG_KEPT: kept})
             _log_result(log, experiment, outcome)
         finally:
             _log_traces(log, trainer)

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from cedkv import ledger
+from cedkv.core.losses import kl_divergence
 from cedkv.core.stats import order_statistic_quantile
 from cedkv.evaluate import StressResult, stress
+from cedkv.injection import inject
 from cedkv.memory.bank import MemoryBank
-from cedkv.train import loop
+from cedkv.train import keep, loop
 from cedkv.train.hard_pool import mine
+from cedkv.train.keep import Keeper, fixed_on_loss
 from cedkv.train.loop import ConstraintViolatedError, Trainer
 
 STRICT = "phase3.thresholds.off_delta_p99_max=1e-6"
@@ -220,7 +223,7 @@ def test_a_measurement_that_is_not_finite_leaves_lambda_alone_and_proves_no_feas
     made.run()
     assert {row["lambda_off"] for row in made.traces.dual} == {2.0}
     assert all(math.isnan(row["p99_raw"]) for row in made.traces.dual)
-    assert made.best is None
+    assert made.keeper.best is None
 
 
 # ---------------------------------------------------------------------------------------------------------- eval ticks
@@ -314,28 +317,102 @@ def test_early_stop_without_a_feasible_memory_keeps_the_last_one(trainer):
     )
 
 
-def test_early_stop_goes_back_to_the_best_feasible_memory(trainer, monkeypatch):
-    """Feasible at the ticks of steps 0 and 5, then never again: of the two the later has the lower ON loss."""
-    made = trainer(
-        "phase3.train.constraint_warn.action=early_stop",
-        "phase3.train.constraint_warn.patience_eval_ticks=1",
-        "phase3.thresholds.off_delta_p99_max=0.5",
-    )
+LOOSE = "phase3.thresholds.off_delta_p99_max=0.5"
+"""A limit every measurement keeps, until a test says otherwise."""
+
+
+def spoiled(made, monkeypatch, *, broken_from: int):
+    """Measurements from a step on break every limit; what was in the bank at each tick is remembered by its step."""
     memories = {}
 
-    def rising(*args, **options):
-        memories[made.ticks] = (made.bank.logits.detach().clone(), made.last_on)
+    def measured(*args, **options):
+        steps = len(made.traces.loss)
+        memories.setdefault(steps, {name: p.detach().clone() for name, p in made.bank.named_parameters()})
         result = stress(*args, **options)
-        return StressResult(
-            result.kl + (9.0 if len(made.traces.loss) == 10 else 0.0), result.base_top, result.student_top
-        )
+        over = 9.0 if steps >= broken_from and not made.keeper_restored else 0.0
+        return StressResult(result.kl + over, result.base_top, result.student_top)
 
-    monkeypatch.setattr(loop, "stress", rising)
+    made.keeper_restored = False
+    restore = made.keeper.restore
+
+    def restored():
+        made.keeper_restored = True
+        return restore()
+
+    monkeypatch.setattr(made.keeper, "restore", restored)
+    monkeypatch.setattr(loop, "stress", measured)
+    return memories
+
+
+@pytest.mark.parametrize("settings", [(), ("phase3.mix.slot_gate=affine",)])
+@pytest.mark.parametrize("action", ["warn", "early_stop"])
+def test_a_run_ends_with_the_best_feasible_memory(trainer, monkeypatch, action, settings):
+    """Feasible at the ticks of steps 0 and 5, then never again: of the two the later has the lower ON loss."""
+    made = trainer(
+        f"phase3.train.constraint_warn.action={action}",
+        "phase3.train.constraint_warn.patience_eval_ticks=1",
+        "phase3.train.gate_lr=0.2",
+        "phase3.train.topk_schedule=[4,4,4,4]",
+        "phase3.loss.lambda_off=0",
+        "phase3.train.lambda_off.dual.lambda_max=0",
+        LOOSE,
+        *settings,
+    )
+    memories = spoiled(made, monkeypatch, broken_from=10)
     outcome = made.run()
-    assert outcome.step == 10
-    assert memories[1][1] < memories[0][1] == math.inf
-    assert torch.equal(made.bank.logits, memories[1][0])
-    assert outcome.k == 6
+    assert outcome.step == (10 if action == "early_stop" else 12)
+    assert (outcome.kept.step, outcome.k) == (5, 4)
+    assert outcome.kept.on_loss == fixed_on_loss(made.experiment, made.bank, 4, "kl")
+    parameters = dict(made.bank.named_parameters())
+    assert len(parameters) == (3 if settings else 1)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, memories[5][name])
+        assert not torch.equal(parameter, memories[10][name])
+    assert torch.equal(
+        outcome.stress.kl, stress(made.model, made.bank.states(4), made.stress_prompts, batch_rows=256).kl
+    )
+
+
+def test_the_last_memory_is_kept_where_that_is_asked_for(trainer, monkeypatch):
+    made = trainer("phase3.train.keep=last", LOOSE)
+    memories = spoiled(made, monkeypatch, broken_from=10)
+    outcome = made.run()
+    assert outcome.kept is None
+    assert outcome.k == 2
+    assert torch.equal(made.bank.logits, memories[12]["logits"])
+
+
+def test_feasible_comes_first_then_the_lower_on_loss_and_of_equals_the_later(trainer):
+    made = trainer()
+    keeper = Keeper(made.bank, 0.05)
+    for step, p99, on_loss, best in (
+        (0, 0.06, 0.1, None),
+        (5, 0.05, 3.0, 5),
+        (10, 0.01, 4.0, 5),
+        (15, 0.04, 3.0, 15),
+        (20, math.nan, 1.0, 15),
+        (25, 0.01, math.nan, 15),
+        (30, 0.049, 2.0, 30),
+    ):
+        keeper.offer(step, 4, p99, on_loss)
+        assert (keeper.best.step if keeper.best else None) == best
+
+
+def test_the_on_loss_of_a_tick_is_that_of_training_prompts_one_by_one(trainer, monkeypatch):
+    made = trainer()
+    monkeypatch.setattr(keep, "SAMPLE", 5)
+    count = len(made.experiment.encoded.on_train)
+    chosen = [i * count // 5 for i in range(5)]
+    losses = []
+    for i in chosen:
+        row = made.experiment.encoded.on_train[i]
+        states = made.bank.states(4, torch.tensor([row.document]))
+        with torch.no_grad(), inject(made.model, states):
+            ids = torch.tensor([row.prompt + row.answer[:-1]])
+            student = made.model(input_ids=ids).logits[0, -len(row.answer) :].log_softmax(-1)
+        losses.append(kl_divergence(made.experiment.teacher_train[i], student).mean())
+    found = fixed_on_loss(made.experiment, made.bank, 4, "kl")
+    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 def test_an_unconfirmed_trigger_does_not_act(trainer, monkeypatch):

@@ -75,6 +75,7 @@ def test_the_run_is_finished_and_says_where_it_comes_from(logged):
     assert absent == {ledger.TAG_ERROR, ledger.TAG_REPRODUCES, ledger.TAG_CERTIFIED}
     assert record.tags[ledger.TAG_CONFIG_HASH] == config_hash(logged.config)
     assert record.tags[ledger.TAG_PHASE] == "3"
+    assert record.tags[ledger.TAG_KEPT] == "last"
     assert record.tags[ledger.TAG_EXPLORE_DEFAULT] == "true"
     assert record.tags[ledger.TAG_WORLD_SIZE] == "1"
     assert f"cedkv {cedkv.__version__}" in record.tags[ledger.TAG_ENVIRONMENT]
@@ -118,7 +119,7 @@ def test_parts_of_the_wall_time_add_up_to_the_whole(logged, phase):
 def test_at_the_end_a_run_says_where_its_time_went(small_config, store_uri, capsys):
     run_training(small_config(f"tracking.uri={store_uri}", phase=2), phase=2)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r"cedkv: [\d.]+ s: load [\d.]+, .*", last)
+    assert re.fullmatch(r"cedkv: [\d.]+ s: \w+ [\d.]+(, \w+ [\d.]+)*", last)
 
 
 def test_every_artifact_of_the_ledger_is_there_and_parses(logged):
