@@ -63,8 +63,14 @@ P99_UPPER: Final = "off_delta_p99_upper"  # distribution-free 95 % upper bound
 ON_LOSS_FIXED: Final = "on_loss_fixed"  # ON loss of a fixed sample of ON training prompts
 WARN_CONSECUTIVE: Final = "warn/consecutive"  # ticks in a row over the limit
 WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
+WARN_DELIMITER_SLOTS: Final = "warn/delimiter_slots"  # slots near the cap on delimiters, at every step
+WARN_DELIMITER_STATES: Final = "warn/delimiter_states"  # states whose mean mass is
 
 # ---------------------------------------------------------------------------------- metrics, once at the end
+DUAL_STD: Final = "dual/lambda_std"  # of lambda_off over the last third of the updates
+DUAL_PEAK_TO_PEAK: Final = "dual/lambda_peak_to_peak"
+DUAL_SETTLING_TICK: Final = "dual/settling_tick"  # from which update on lambda_off stays near its last value
+DUAL_VIOLATION: Final = "dual/violation"  # nats · steps, p99_raw over its limit
 NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
 TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
 SHORTCUT_MAX_KL: Final = (
@@ -105,6 +111,7 @@ TAG_TEACHER: Final = (
     "cedkv.teacher"  # how it read: cached (each document once) or whole (anew for every prompt)
 )
 TAG_KEPT: Final = "cedkv.kept"  # the memory a run ended with: `last`, or `best_feasible@<step>`
+TAG_DELIMITER: Final = "cedkv.warn.delimiter_first_step"  # when a slot or state first came near the cap
 TAG_ERROR: Final = "cedkv.error"
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
 TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"
@@ -149,6 +156,7 @@ TOPK_TRACE: Final = "topk_schedule_trace.json"
 LOSS_CURVE: Final = "loss_curve.json"
 WARN_TRACE: Final = "phase3_constraint_warn_trace.json"
 ATOM_TYPE_MASS: Final = "atom_type_mass.json"
+DELIMITER_WARNINGS: Final = "delimiter_warnings.jsonl"
 MEMORY_TENSORS: Final = "memory/memory.safetensors"
 MEMORY_META: Final = "memory/memory.json"
 REPORT_MARKDOWN: Final = "report/report.md"

@@ -54,6 +54,8 @@ class Delimiter(Section):
     """largest share of one slot's mixture on delimiters"""
     mass_penalty: NonNegative = 0.05
     """weight, within `L_str`, of the mean mass over the cap"""
+    warn_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """warn where the delimiter mass of a slot or of a state reaches this share of `mass_cap`"""
     apply_stage: Literal["post_topk_renorm_per_slot"] = "post_topk_renorm_per_slot"
     """the cap acts per slot, after top-k and renormalisation"""
 

@@ -191,6 +191,12 @@ class MemoryBank(nn.Module):
         )
 
     @torch.no_grad()
+    def delimiter_mass(self, k: int) -> Tensor:
+        """[N, S] delimiter mass of every slot after the cap, in the layer and head where it is largest; 0 in mode `anchor`."""
+        mass = self.mixture(k).delimiter_mass.clamp_max(self.spec.mass_cap).amax((1, 2))
+        return torch.zeros_like(mass) if self.spec.mode == "anchor" else mass
+
+    @torch.no_grad()
     def type_mass(self, k: int) -> dict[str, Tensor]:
         """Mixture mass by atom type, [N, S] each, averaged over the axes of `mix.share`; in mode `anchor` all on anchors."""
         weights = self.mixture(k).weights.mean((1, 2))

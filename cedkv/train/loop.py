@@ -16,12 +16,14 @@ import torch
 from cedkv import ledger
 from cedkv.core import stats
 from cedkv.core.dual import DualRule, DualState
+from cedkv.core.oscillation import oscillation
 from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
 from cedkv.evaluate import StressResult, stress
 from cedkv.injection.trunk import Part
 from cedkv.memory.bank import MemoryBank
 from cedkv.train.clock import Clock
+from cedkv.train.delimiter_watch import DelimiterWatch
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
 from cedkv.train.keep import Keeper, Kept, fixed_on_loss
@@ -95,6 +97,8 @@ class Trainer:
         self.pool = HardPool((), ())
         self.ticks = self.nonfinite = 0
         self.keeper = Keeper(self.bank, limit)
+        delimiter = self.phase3.candidate.delimiter
+        self.delimiters = DelimiterWatch(delimiter.mass_cap, delimiter.warn_ratio, self.bank.documents, warn)
 
     def k_at(self, step: int) -> int:
         """Candidates a slot may mix at `step`."""
@@ -165,6 +169,7 @@ class Trainer:
         return {
             **losses,
             **self._mass(step, k),
+            **self.delimiters.observe(step, self.bank.delimiter_mass(k)),
             ledger.LAMBDA_OFF: self.dual.lambda_off,
             ledger.TOPK: k,
             ledger.GRAD_NORM: norm,
@@ -322,6 +327,22 @@ class Trainer:
         k = self.k_at(step) if kept is None else kept.k
         as_it_is = last if kept is None or kept.step == step else None
         return Outcome(step, k, as_it_is or self.measured(k), kept)
+
+    def dual_metrics(self) -> dict[str, float]:
+        """How λ_off moved, over the whole run."""
+        rows = self.traces.dual
+        found = oscillation(
+            [row["lambda_off"] for row in rows],
+            [row["p99_raw"] for row in rows],
+            threshold=self.rule.threshold,
+            update_every=self.rule.update_every,
+        )
+        return {
+            ledger.DUAL_STD: found.std,
+            ledger.DUAL_PEAK_TO_PEAK: found.peak_to_peak,
+            ledger.DUAL_SETTLING_TICK: found.settling_tick,
+            ledger.DUAL_VIOLATION: found.violation,
+        }
 
     def measured(self, k: int) -> StressResult:
         """The fixed stress set under the memory as it is, `k` candidates a slot."""

@@ -97,8 +97,12 @@ def run_training(
             outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
             kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
             run.set_tags({ledger.TAG_KEPT: kept})
+            if phase != 2:
+                log.log_metrics(trainer.dual_metrics(), outcome.step)
             _log_result(log, experiment, outcome)
         finally:
+            if trainer.delimiters.first_step is not None:
+                run.set_tags({ledger.TAG_DELIMITER: str(trainer.delimiters.first_step)})
             _log_traces(log, trainer)
         log.log_metrics(clock.metrics(), outcome.step)
     with clock.part("finish"):
@@ -278,3 +282,4 @@ def _log_traces(run: RunLog, trainer: Trainer) -> None:
         (ledger.WARN_TRACE, traces.warn),
     ):
         run.log_json(name, rows)
+    run.log_jsonl(ledger.DELIMITER_WARNINGS, trainer.delimiters.changes)

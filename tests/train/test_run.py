@@ -72,7 +72,7 @@ def test_the_run_is_finished_and_says_where_it_comes_from(logged):
     assert len(corpus_hashes) == 6
     stated = {name: value for name, value in vars(ledger).items() if name.startswith("TAG_")}
     absent = {value for value in stated.values() if value not in record.tags}
-    assert absent == {ledger.TAG_ERROR, ledger.TAG_REPRODUCES, ledger.TAG_CERTIFIED}
+    assert absent == {ledger.TAG_ERROR, ledger.TAG_REPRODUCES, ledger.TAG_CERTIFIED, ledger.TAG_DELIMITER}
     assert record.tags[ledger.TAG_CONFIG_HASH] == config_hash(logged.config)
     assert record.tags[ledger.TAG_PHASE] == "3"
     assert record.tags[ledger.TAG_KEPT] == "last"
@@ -129,7 +129,7 @@ def test_every_artifact_of_the_ledger_is_there_and_parses(logged):
         if isinstance(value, str) and name.isupper() and "." in value
         if not name.startswith("TAG_") and not name.endswith("_PREFIX")
     }
-    assert len(paths) == 19
+    assert len(paths) == 20
     paths.remove(ledger.CERTIFICATE)  # only a certification leaves one
     for path in paths:
         text = logged.file(path)
