@@ -123,8 +123,14 @@ class Loss(Section):
 class Dual(Section):
     metric_source: OffSource = "fixed_stress_eval"
     """prompts the dual reads its p99 from; `hard_pool` only in debug and with the override"""
+    controller: Literal["integral", "pi"] = "integral"
+    """`integral`: as the plan of Phase 3 says; `pi`: with a term for the change of the averaged p99, which damps"""
     eta: Positive = 0.05
     """step size per nat over the threshold"""
+    gain_p: NonNegative | None = None
+    """`pi`: weight of the change; left out: `eta · ema_beta / (1 − ema_beta)`, which cancels the average's lag"""
+    setpoint_margin: NonNegative = 0.0
+    """nats under `thresholds.off_delta_p99_max` that λ_off aims at"""
     ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """memory of the averaged p99"""
     update_every: Count = 5

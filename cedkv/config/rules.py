@@ -39,7 +39,7 @@ class BrokenRulesError(ValueError):
 def broken_rules(config: Config) -> list[Problem]:
     """Every rule between keys that ``config`` breaks."""
     p = config.phase3
-    checks = (_later, _sources, _scopes, _candidates, _schedule, _dual, _sizes)
+    checks = (_later, _sources, _scopes, _candidates, _schedule, _dual, _controller, _sizes)
     return [Problem(f"phase3.{key}", value, message) for check in checks for key, value, message in check(p)]
 
 
@@ -130,6 +130,22 @@ def _dual(p: Phase3) -> _Found:
             "loss.lambda_off",
             start,
             f"starts outside the dual's range [{dual.lambda_min}, {dual.lambda_max}]; start inside or widen it",
+        )
+
+
+def _controller(p: Phase3) -> _Found:
+    dual, limit = p.train.lambda_off.dual, p.thresholds.off_delta_p99_max
+    if dual.setpoint_margin >= limit:
+        yield (
+            "train.lambda_off.dual.setpoint_margin",
+            dual.setpoint_margin,
+            f"reaches thresholds.off_delta_p99_max ({limit:g}), and no p99 is negative; give less than that",
+        )
+    if dual.gain_p is not None and dual.controller == "integral":
+        yield (
+            "train.lambda_off.dual.gain_p",
+            dual.gain_p,
+            "belongs to controller pi and would be ignored; set controller: pi, or leave it out",
         )
 
 

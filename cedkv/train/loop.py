@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 
 from cedkv import ledger
+from cedkv.config.phase3 import Dual
 from cedkv.core import stats
-from cedkv.core.dual import DualRule, DualState
+from cedkv.core.dual import DualRule, DualState, cancelling_gain
 from cedkv.core.oscillation import oscillation
 from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
@@ -77,15 +78,7 @@ class Trainer:
         self.off, self.stress_prompts = experiment.off, experiment.stress
         train, dual = self.phase3.train, self.phase3.train.lambda_off.dual
         limit = self.phase3.thresholds.off_delta_p99_max
-        self.rule = DualRule(
-            eta=dual.eta,
-            ema_beta=dual.ema_beta,
-            update_every=dual.update_every,
-            lambda_min=dual.lambda_min,
-            lambda_max=dual.lambda_max,
-            delta_clip=dual.delta_clip,
-            threshold=limit,
-        )
+        self.rule = rule_of(dual, limit)
         self.dual = DualState(self.phase3.loss.lambda_off)
         constraint = train.constraint_warn
         self.constraint = ConstraintWarn(limit, constraint.margin, constraint.patience_eval_ticks)
@@ -349,6 +342,22 @@ class Trainer:
         with self.clock.part("tick"):
             states = self.bank.states(k).detach()
             return stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+
+
+def rule_of(dual: Dual, threshold: float) -> DualRule:
+    """How λ_off moves by these settings, for a threshold in nats."""
+    damping = cancelling_gain(dual.eta, dual.ema_beta) if dual.gain_p is None else dual.gain_p
+    return DualRule(
+        eta=dual.eta,
+        ema_beta=dual.ema_beta,
+        update_every=dual.update_every,
+        lambda_min=dual.lambda_min,
+        lambda_max=dual.lambda_max,
+        delta_clip=dual.delta_clip,
+        threshold=threshold,
+        gain_p=damping if dual.controller == "pi" else 0.0,
+        setpoint_margin=dual.setpoint_margin,
+    )
 
 
 def _groups(bank: MemoryBank, lr: float, gate_lr: float) -> list[dict[str, Any]]:

@@ -39,6 +39,11 @@ ALLOW = "phase3.runtime.debug_allow_nonfixed_constraint_sources=true"
         ("layer_scope: {mixture: top50}", "mixes layers outside layer_scope.injection (top25)"),
         ("layer_scope: {mixture: all}", "mixes layers outside layer_scope.injection (top25)"),
         ("layer_scope: {mixture: [3, 4], injection: [4, 5]}", "mixes layers outside"),
+        (
+            "train: {lambda_off: {dual: {setpoint_margin: 0.05}}}",
+            "setpoint_margin = 0.05: reaches thresholds.off_delta_p99_max (0.05)",
+        ),
+        ("train: {lambda_off: {dual: {gain_p: 0.5}}}", "gain_p = 0.5: belongs to controller pi"),
         ("loss: {source: proxy}", 'phase3.loss.source = "proxy": arrives with a later release; use hf'),
         ("loss: {source: blend}", "arrives with a later release"),
         ("loss: {source: auto}", "arrives with a later release"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cedkv import ledger
+from cedkv.core.dual import cancelling_gain
 from cedkv.core.losses import kl_divergence
 from cedkv.core.stats import order_statistic_quantile
 from cedkv.evaluate import StressResult, stress
@@ -443,3 +444,12 @@ def test_the_outcome_is_the_memory_that_was_trained_last(train_small):
     again = stress(run.trainer.model, bank.states(2), run.trainer.stress_prompts, batch_rows=256)
     assert (run.outcome.step, run.outcome.k) == (12, 2)
     assert torch.equal(run.outcome.stress.kl, again.kl)
+
+
+def test_the_dual_is_driven_as_the_settings_say(trainer):
+    plain = trainer().rule
+    assert (plain.gain_p, plain.setpoint_margin) == (0.0, 0.0)
+    dual = "phase3.train.lambda_off.dual"
+    damped = trainer(f"{dual}.controller=pi", f"{dual}.setpoint_margin=0.01").rule
+    assert (damped.gain_p, damped.setpoint_margin) == (cancelling_gain(0.05, 0.9), 0.01)
+    assert trainer(f"{dual}.controller=pi", f"{dual}.gain_p=0.3").rule.gain_p == 0.3
