@@ -65,6 +65,21 @@ WARN_CONSECUTIVE: Final = "warn/consecutive"  # ticks in a row over the limit
 WARN_TRIGGERED: Final = "warn/triggered"  # 0 or 1
 WARN_DELIMITER_SLOTS: Final = "warn/delimiter_slots"  # slots near the cap on delimiters, at every step
 WARN_DELIMITER_STATES: Final = "warn/delimiter_states"  # states whose mean mass is
+PROXY_USED: Final = "proxy/used"  # 1 where the step's losses hold a proxy, 0 where they come from real passes
+PROXY_OFF_PEARSON: Final = "proxy/off_pearson"  # of the logs, proxy_off and measured KL, prompts × states
+PROXY_OFF_SPEARMAN: Final = "proxy/off_spearman"
+PROXY_STRESS_SPEARMAN: Final = "proxy/stress_spearman"  # of the maxima over states
+PROXY_P99: Final = "proxy/p99"  # of the maxima over states, beside off_delta_p99_stress; no unit
+PROXY_ON_PEARSON: Final = (
+    "proxy/on_pearson"  # of the logs, proxy_on and KL(teacher || student), ON training prompts
+)
+PROXY_ON_SPEARMAN: Final = "proxy/on_spearman"
+PROXY_ON_ANSWER_SPEARMAN: Final = (
+    "proxy/on_answer_spearman"  # with the answer's log-probability: negative is good
+)
+PROXY_RECALL: Final = (
+    "proxy/pool_recall"  # share of the true hard pool among the prompts the proxy ranks first
+)
 
 # ---------------------------------------------------------------------------------- metrics, once at the end
 DUAL_STD: Final = "dual/lambda_std"  # of lambda_off over the last third of the updates
@@ -113,6 +128,9 @@ TAG_TEACHER: Final = (
 TAG_KEPT: Final = "cedkv.kept"  # the memory a run ended with: `last`, or `best_feasible@<step>`
 TAG_DELIMITER: Final = "cedkv.warn.delimiter_first_step"  # when a slot or state first came near the cap
 TAG_ERROR: Final = "cedkv.error"
+TAG_SOURCE_LOSS: Final = (
+    "cedkv.source.loss"  # hf, proxy, blend or auto; `auto, hf from step <n>` where it was left
+)
 TAG_SOURCE_P99: Final = "cedkv.source.off_delta_p99_stress"
 TAG_SOURCE_LAMBDA: Final = "cedkv.source.lambda_off"
 HASH_TAG_PREFIX: Final = "cedkv.hash."  # + part of the data
@@ -156,6 +174,7 @@ TOPK_TRACE: Final = "topk_schedule_trace.json"
 LOSS_CURVE: Final = "loss_curve.json"
 WARN_TRACE: Final = "phase3_constraint_warn_trace.json"
 ATOM_TYPE_MASS: Final = "atom_type_mass.json"
+PROXY_SCATTER: Final = "proxy_scatter.jsonl"
 DELIMITER_WARNINGS: Final = "delimiter_warnings.jsonl"
 MEMORY_TENSORS: Final = "memory/memory.safetensors"
 MEMORY_META: Final = "memory/memory.json"

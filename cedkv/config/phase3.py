@@ -105,6 +105,8 @@ class OffLoss(Section):
     """prompts of the constraint; `hard_pool` only in debug and with the override"""
     hard_pool_size: Count = 64
     """hardest OFF training prompts kept for the minibatches"""
+    prerank: Count | None = None
+    """mine among `prerank · hard_pool_size` prompts that a proxy ranks first; null: among all OFF training prompts"""
 
 
 class Loss(Section):
@@ -115,7 +117,11 @@ class Loss(Section):
     lambda_str: NonNegative = 0.1
     """weight of the structural loss"""
     source: Literal["hf", "proxy", "blend", "auto"] = "hf"
-    """where losses are measured; all but `hf` arrive with a later release"""
+    """where ON and OFF losses come from: real passes, proxies from cached attention, both, or proxies while they are good"""
+    blend: Share = 0.5
+    """`blend`: share of the measured losses; the rest are proxies"""
+    proxy_min_spearman: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    """`auto`: rank correlation of proxy and measured KL under which proxies are left for good"""
     on: OnLoss = section(OnLoss)
     off: OffLoss = section(OffLoss)
 

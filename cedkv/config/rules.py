@@ -1,7 +1,7 @@
 """Rules between keys. Each breach is reported with the key, its value, the rule and the remedy.
 
 What a single key may be stands at the key; here is what only holds between keys, the sources of the design contract
-(section 4) and what this version does not do yet: such settings are refused, never ignored.
+(section 4) and of strictness: such settings are refused, never ignored.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BrokenRulesError(ValueError):
 def broken_rules(config: Config) -> list[Problem]:
     """Every rule between keys that ``config`` breaks."""
     p = config.phase3
-    checks = (_later, _sources, _scopes, _candidates, _schedule, _dual, _controller, _sizes)
+    checks = (_strict, _sources, _scopes, _candidates, _schedule, _dual, _controller, _sizes)
     return [Problem(f"phase3.{key}", value, message) for check in checks for key, value, message in check(p)]
 
 
@@ -47,9 +47,19 @@ _OVERRIDE = "debug_allow_nonfixed_constraint_sources"
 _Found = Iterator[tuple[str, Any, str]]
 
 
-def _later(p: Phase3) -> _Found:
-    if p.loss.source != "hf":
-        yield "loss.source", p.loss.source, "arrives with a later release; use hf"
+def _strict(p: Phase3) -> _Found:
+    if p.runtime.strict_hf and p.loss.source != "hf":
+        yield (
+            "loss.source",
+            p.loss.source,
+            "trains on proxies, and runtime.strict_hf wants every number from a real forward pass; use hf, or leave strict_hf",
+        )
+    if p.loss.source != "hf" and p.loss.off.train_source != "hard_pool":
+        yield (
+            "loss.source",
+            p.loss.source,
+            f"has proxies of OFF training prompts only, not of {p.loss.off.train_source}; use hf, or train on hard_pool",
+        )
 
 
 def _sources(p: Phase3) -> _Found:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cedkv.injection.attention import AttentionCall, wide
+from cedkv.injection.attention import AttentionCall, last_of, wide
 from cedkv.memory.state import LayerSlots
 
 
@@ -78,13 +78,18 @@ class OwnAttention:
         return out.permute(2, 1, 3, 0, 4, 5).flatten(3, 4)
 
 
-def own_attention(call: AttentionCall) -> OwnAttention:
-    """What one layer's attention of whole rows to themselves gives, in float32."""
-    scores = call.scores(call.query.shape[2])
+def own_attention(call: AttentionCall, queries: int | None = None) -> OwnAttention:
+    """What one layer's attention of whole rows gives, in float32: at all positions, or at the last `queries`.
+
+    Where slots are injected they are part of it.
+    """
+    queries = call.query.shape[2] if queries is None else queries
+    scores = call.scores(queries)
     lse = scores.logsumexp(-1)
     if call.sinks is not None:  # a sink takes weight and gives nothing
         lse = torch.logaddexp(lse, wide(call.sinks)[None, :, None])
     groups = call.query.shape[1] // call.value.shape[1]
     out = (scores - lse[..., None]).exp() @ wide(call.value).repeat_interleave(groups, dim=1)
     scoring = Scoring(call.scaling, call.softcap)
-    return OwnAttention(call.query.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2), scoring)
+    query = last_of(call.query, call.last, queries)
+    return OwnAttention(query.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2), scoring)

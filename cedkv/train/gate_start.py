@@ -5,7 +5,6 @@ Shapes: P ON positions (those that predict answer tokens), U OFF prompts, H quer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from cedkv.config import Config
 from cedkv.data.batching import by_similar_length, pad_left
 from cedkv.data.encode import EncodedCorpus
-from cedkv.injection.attention import AttentionCall, inject, observe, wide
-from cedkv.injection.merge import Scoring
-from cedkv.injection.tree import Ids
+from cedkv.injection.attention import AttentionCall, inject, wide
+from cedkv.injection.ends import ends_of
+from cedkv.injection.merge import OwnAttention
 from cedkv.memory.gate import GateAims, GateStart, Seen, measured_start, own_slots
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
@@ -40,7 +39,7 @@ def gate_start(
     given_up = round(keys.off_share * len(encoded.off_train) / (states.count * slots))
     aims = GateAims(keys.on_log_odds, keys.off_log_odds, keys.max_gain, given_up)
     on = _on(model, encoded, states, rows)
-    off = _off(model, [row.prompt for row in encoded.off_train], states.layers, rows)
+    off = ends_of(model, [row.prompt for row in encoded.off_train], states.layers, rows=rows)
     documents = []
     for n in range(states.count):
         mine = on.documents == n
@@ -48,7 +47,9 @@ def gate_start(
         own, starts = own_slots(seen), []
         for layer, there in zip(states.layers, seen, strict=True):
             key = states.keys[layer][n]
-            starts.append(measured_start(there, own, _behind(off[layer].to(key), sinks), key.shape[0], aims))
+            starts.append(
+                measured_start(there, own, _behind(_given(off[layer], key), sinks), key.shape[0], aims)
+            )
         documents.append(GateStart.stack(starts))
     return GateStart.stack(documents)
 
@@ -102,38 +103,11 @@ def _on(model: CausalLM, encoded: EncodedCorpus, states: States, rows: int) -> _
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Off:
-    """Queries [U, H, D] of OFF prompts at one layer, and the log-sum-exp [U, H] of the scores of their own tokens."""
-
-    query: Tensor
-    lse: Tensor
-    scoring: Scoring
-
-    def to(self, key: Tensor) -> Seen:
-        """What they give slots with `key` [G, S, D]."""
-        key = wide(key).repeat_interleave(self.query.shape[1] // key.shape[0], dim=0)
-        return Seen(self.scoring(self.query.transpose(0, 1), key.transpose(1, 2)).transpose(0, 1), self.lse)
-
-
-def _off(model: CausalLM, prompts: Sequence[Ids], layers: tuple[int, ...], rows: int) -> dict[int, _Off]:
-    queries: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    lse: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    scoring: dict[int, Scoring] = {}
-
-    def see(call: AttentionCall) -> None:
-        queries[call.layer].append(wide(call.query[:, :, -1]))
-        lse[call.layer].append(_with_sinks(call.scores(1)[:, :, 0].logsumexp(-1), call))
-        scoring[call.layer] = Scoring(call.scaling, call.softcap)
-
-    with observe(model, layers, see):
-        for part in by_similar_length([len(prompt) for prompt in prompts], rows):
-            model(
-                **pad_left([prompts[i] for i in part], model.device).inputs(),
-                use_cache=False,
-                logits_to_keep=1,
-            )
-    return {layer: _Off(torch.cat(queries[layer]), torch.cat(lse[layer]), scoring[layer]) for layer in layers}
+def _given(own: OwnAttention, key: Tensor) -> Seen:
+    """What ends of prompts give slots with `key` [G, S, D]."""
+    query, lse = own.query[:, 0], own.lse[:, 0]
+    key = wide(key).repeat_interleave(query.shape[1] // key.shape[0], dim=0)
+    return Seen(own.scoring(query.transpose(0, 1), key.transpose(1, 2)).transpose(0, 1), lse)
 
 
 def _with_sinks(lse: Tensor, call: AttentionCall) -> Tensor:

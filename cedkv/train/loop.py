@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from cedkv import ledger
 from cedkv.config.phase3 import Dual
@@ -28,7 +29,9 @@ from cedkv.train.delimiter_watch import DelimiterWatch
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
 from cedkv.train.keep import Keeper, Kept, fixed_on_loss
-from cedkv.train.step import Weights, loss_terms
+from cedkv.train.loss_source import LossSource, Proxies
+from cedkv.train.proxy import Scale
+from cedkv.train.step import Terms, Weights, loss_terms
 
 
 class Log(Protocol):
@@ -51,6 +54,7 @@ class Traces:
     topk: list[dict[str, Any]] = field(default_factory=list)
     mass: list[dict[str, Any]] = field(default_factory=list)
     warn: list[dict[str, Any]] = field(default_factory=list)
+    proxy: list[dict[str, float | int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Trainer:
         self.on_order = torch.Generator().manual_seed(train.seed)
         self.off_order = torch.Generator().manual_seed(train.seed + 1)
         self.pool = HardPool((), ())
+        self.proxies, self.scale = Proxies(experiment), Scale()
+        self.source = LossSource(self.phase3.loss.source, self.phase3.loss.proxy_min_spearman)
         self.ticks = self.nonfinite = 0
         self.keeper = Keeper(self.bank, limit)
         delimiter = self.phase3.candidate.delimiter
@@ -128,18 +134,7 @@ class Trainer:
         on = torch.randperm(len(experiment.encoded.on_train), generator=self.on_order)[
             : train.on_batch
         ].tolist()
-        terms = loss_terms(
-            self.model,
-            self.bank,
-            k,
-            on=[experiment.encoded.on_train[i] for i in on],
-            on_prompts=experiment.on.take(on),
-            teacher=[experiment.teacher_train[i] for i in on],
-            on_kind=loss.on.type,
-            off=self._off_batch(),
-            tail_fraction=loss.off.cvar_tail_fraction,
-            batch_rows=self.phase3.eval.batch_rows,
-        )
+        terms = self._terms(k, on, self._off_batch())
         total = terms.total(Weights(loss.lambda_on, self.dual.lambda_off, loss.lambda_str))
         self.optimiser.zero_grad()
         total.backward()
@@ -167,12 +162,37 @@ class Trainer:
             ledger.TOPK: k,
             ledger.GRAD_NORM: norm,
             ledger.NONFINITE_STEPS: self.nonfinite,
-            ledger.SLOT_MASS_ON: terms.slot_mass_on,
-            ledger.SLOT_MASS_OFF: terms.slot_mass_off,
+            **_measured({ledger.SLOT_MASS_ON: terms.slot_mass_on, ledger.SLOT_MASS_OFF: terms.slot_mass_off}),
+            ledger.PROXY_USED: float(self.source.used != "hf"),
             ledger.EFFECTIVE_POPULATION_TAIL: loss.off.cvar_tail_fraction
             * len(self._off_source())
             / len(self.off),
         }
+
+    def _terms(self, k: int, on: list[int], off: Part) -> Terms:
+        """The three losses of one minibatch, from the source that is in use."""
+        experiment, loss, source = self.experiment, self.phase3.loss, self.source.used
+        if source == "proxy":
+            return Terms(*self._proxy_terms(k, on, off), self.bank.structure(k).loss, None, None)
+        terms = loss_terms(
+            self.model,
+            self.bank,
+            k,
+            on=[experiment.encoded.on_train[i] for i in on],
+            on_prompts=experiment.on.take(on),
+            teacher=[experiment.teacher_train[i] for i in on],
+            on_kind=loss.on.type,
+            off=off,
+            tail_fraction=loss.off.cvar_tail_fraction,
+            batch_rows=self.phase3.eval.batch_rows,
+        )
+        return terms if source == "hf" else terms.blended(*self._proxy_terms(k, on, off), loss.blend)
+
+    def _proxy_terms(self, k: int, on: list[int], off: Part) -> tuple[Tensor, Tensor]:
+        """ON and OFF loss by proxy, in nats by the factors of the last tick."""
+        tail = self.phase3.loss.off.cvar_tail_fraction
+        on_term = self.scale.on * self.proxies.on_term(self.bank, k, on)
+        return on_term, self.scale.off * self.proxies.off_term(self.bank, k, off.places, tail)
 
     def _off_source(self) -> Part:
         if self.phase3.loss.off.train_source == "hard_pool":
@@ -186,9 +206,13 @@ class Trainer:
 
     def _mine(self, step: int) -> None:
         with self.clock.part("hard_pool"):
-            states = self.bank.states(self.k_at(step)).detach()
-            size, rows = self.phase3.loss.off.hard_pool_size, self.phase3.eval.batch_rows
-            self.pool = mine(self.model, states, self.off, size, batch_rows=rows)
+            k, off = self.k_at(step), self.phase3.loss.off
+            size, rows = off.hard_pool_size, self.phase3.eval.batch_rows
+            ranked = (
+                None if off.prerank is None else self.proxies.ranked_off(self.bank, k, off.prerank * size)
+            )
+            states = self.bank.states(k).detach()
+            self.pool = mine(self.model, states, self.off, size, batch_rows=rows, ranked=ranked)
 
     def _mass(self, step: int, k: int) -> dict[str, float]:
         """Mixture mass by atom type: the mean over slots, and the largest delimiter mass of a slot."""
@@ -223,6 +247,10 @@ class Trainer:
         stopped = self._watch(step, p99)
         on_loss = fixed_on_loss(self.experiment, self.bank, k, self.phase3.loss.on.type)
         self.keeper.offer(step, k, p99, on_loss)
+        truth = self.proxies.truth(self.bank, k, step, result)
+        self.scale = truth.scale
+        self.source.observe(step, truth.metrics[ledger.PROXY_OFF_SPEARMAN])
+        self.traces.proxy += truth.rows
         self.log.log_metrics(
             {
                 ledger.P99_STRESS: p99,
@@ -231,6 +259,7 @@ class Trainer:
                 ledger.MAX_STRESS: max(deltas),
                 ledger.P99_UPPER: stats.upper_bound(deltas) if math.isfinite(p99) else math.nan,
                 ledger.ON_LOSS_FIXED: on_loss,
+                **truth.metrics,
                 ledger.LAMBDA_OFF: self.dual.lambda_off,
                 **self.clock.metrics(),
             },
@@ -342,6 +371,11 @@ class Trainer:
         with self.clock.part("tick"):
             states = self.bank.states(k).detach()
             return stress(self.model, states, self.stress_prompts, batch_rows=self.phase3.eval.batch_rows)
+
+
+def _measured(found: dict[str, float | None]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def rule_of(dual: Dual, threshold: float) -> DualRule:

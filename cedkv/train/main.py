@@ -97,6 +97,8 @@ def run_training(
             outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
             kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
             run.set_tags({ledger.TAG_KEPT: kept})
+            if (step := trainer.source.left_at) is not None:
+                run.set_tags({ledger.TAG_SOURCE_LOSS: f"auto, hf from step {step}"})
             if phase != 2:
                 log.log_metrics(trainer.dual_metrics(), outcome.step)
             _log_result(log, experiment, outcome)
@@ -160,11 +162,11 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         ledger.TAG_SHORTCUT: experiment.shortcut.name.lower(),
         # The stress metrics have one source in the code; the dual's is configured.
         ledger.TAG_SOURCE_P99: ledger.SOURCE_FIXED,
+        ledger.TAG_SOURCE_LOSS: loss.source,
         ledger.TAG_SOURCE_LAMBDA: config.phase3.train.lambda_off.dual.metric_source,
         **{f"{ledger.HASH_TAG_PREFIX}{name}": content["sha256"] for name, content in contents.items()},
         **lineage.collect(threads=torch.get_num_threads()),
     }
-    assert loss.source == "hf"
     if explore:
         tags[config.phase3.milestone.explore.flag] = ledger.TRUE
     return tags
@@ -283,3 +285,4 @@ def _log_traces(run: RunLog, trainer: Trainer) -> None:
     ):
         run.log_json(name, rows)
     run.log_jsonl(ledger.DELIMITER_WARNINGS, trainer.delimiters.changes)
+    run.log_jsonl(ledger.PROXY_SCATTER, traces.proxy)

@@ -6,7 +6,7 @@ Shapes: B prompts of a minibatch, N states, A answer tokens, V vocabulary. Losse
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,8 @@ from cedkv.memory.bank import MemoryBank
 from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 
+OnKind = Literal["kl", "answer_nll"]
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -36,13 +38,22 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The three losses, each a scalar, and the attention mass on the slots that ON and OFF prompts showed."""
+    """The three losses, each a scalar, and the attention mass on the slots that ON and OFF prompts showed.
+
+    Masses are None where no pass was run.
+    """
 
     on: Tensor
     off: Tensor
     structure: Tensor
-    slot_mass_on: float
-    slot_mass_off: float
+    slot_mass_on: float | None
+    slot_mass_off: float | None
+
+    def blended(self, on: Tensor, off: Tensor, share: float) -> Terms:
+        """`share` of these ON and OFF losses, and the rest of `on` and `off`."""
+        return replace(
+            self, on=share * self.on + (1.0 - share) * on, off=share * self.off + (1.0 - share) * off
+        )
 
     def total(self, weights: Weights) -> Tensor:
         """The scalar that is differentiated."""
@@ -57,9 +68,24 @@ def on_loss(
     prompts: Part,
     *,
     teacher: Sequence[Tensor],
-    kind: Literal["kl", "answer_nll"],
+    kind: OnKind,
 ) -> tuple[Tensor, float]:
-    """Mean over ON prompts of KL(teacher || student), or of the answer's NLL, over the answer tokens.
+    """The mean of `on_losses`, and the attention mass on the slots."""
+    losses, mass = on_losses(model, bank, k, batch, prompts, teacher=teacher, kind=kind)
+    return losses.mean(), mass
+
+
+def on_losses(
+    model: CausalLM,
+    bank: MemoryBank,
+    k: int,
+    batch: Sequence[EncodedOn],
+    prompts: Part,
+    *,
+    teacher: Sequence[Tensor],
+    kind: OnKind,
+) -> tuple[Tensor, float]:
+    """KL(teacher || student) of every ON prompt, or its answer's NLL, the mean over its answer tokens.
 
     Args:
         batch: the prompts with their answers.
@@ -67,7 +93,7 @@ def on_loss(
         teacher: per prompt the teacher's log-probabilities [A, V].
 
     Returns:
-        the loss and the attention mass on the slots.
+        the losses [B] and the attention mass on the slots.
     """
     documents = torch.tensor([row.document for row in batch], device=model.device)
     used, rows = documents.unique(return_inverse=True)
@@ -82,7 +108,7 @@ def on_loss(
             targets = torch.tensor([token for i in order for token in batch[i].answer], device=student.device)
             found = F.nll_loss(student, targets, reduction="none")
         losses = losses.index_add(0, packed.member, found / lengths[packed.member])
-    return losses.mean(), mass.mean
+    return losses, mass.mean
 
 
 def off_loss(
@@ -134,7 +160,7 @@ def loss_terms(
     on: Sequence[EncodedOn],
     on_prompts: Part,
     teacher: Sequence[Tensor],
-    on_kind: Literal["kl", "answer_nll"],
+    on_kind: OnKind,
     off: Part,
     tail_fraction: float,
     batch_rows: int,

@@ -44,9 +44,10 @@ ALLOW = "phase3.runtime.debug_allow_nonfixed_constraint_sources=true"
             "setpoint_margin = 0.05: reaches thresholds.off_delta_p99_max (0.05)",
         ),
         ("train: {lambda_off: {dual: {gain_p: 0.5}}}", "gain_p = 0.5: belongs to controller pi"),
-        ("loss: {source: proxy}", 'phase3.loss.source = "proxy": arrives with a later release; use hf'),
-        ("loss: {source: blend}", "arrives with a later release"),
-        ("loss: {source: auto}", "arrives with a later release"),
+        (
+            "runtime: {strict_hf: true}, loss: {source: blend}",
+            'phase3.loss.source = "blend": trains on proxies, and runtime.strict_hf wants every number from a real',
+        ),
     ],
 )  # fmt: skip
 def test_a_broken_rule_between_keys_is_refused(refused: Refused, text: str, says: str) -> None:

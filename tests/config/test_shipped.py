@@ -22,7 +22,7 @@ def test_every_shipped_file_is_valid_without_remarks(path: Path, phase: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "scale"), [("base", (64, 256, 2048)), ("mid", (32, 128, 512)), ("smoke", (8, 32, 128))]
+    ("name", "scale"), [("base", (64, 32768, 2048)), ("mid", (32, 128, 512)), ("smoke", (8, 32, 128))]
 )
 def test_scales(name: str, scale: tuple[int, int, int]) -> None:
     sizes = load(FOLDER / f"{name}.yaml", env={}).config.phase3.eval
