@@ -23,6 +23,8 @@ def to_markdown(report: Mapping[str, Any], verdict: Verdict) -> str:
         ("ON: use of the documents", _numbers(report["on"])),
         ("Losses", _losses(report["losses"])),
         ("λ_off", _lambda(report["lambda_off_trace"])),
+        ("How λ_off moved (last third of the updates)", _numbers(report["lambda_off_moved"])),
+        ("Proxies against what was measured (last eval tick)", _numbers(report["proxies"])),
         ("Top-k schedule", _schedule(report["topk_schedule"])),
         ("Atom type mass", _atom_mass(report["atom_type_mass"])),
         ("Attention mass on the slots", _numbers(report["slot_mass"])),

@@ -37,6 +37,23 @@ _ON = (
 )
 _NEAR_CAP = 0.95  # share of the delimiter cap from which a report speaks up
 
+_DUAL = (
+    ledger.DUAL_STD,
+    ledger.DUAL_PEAK_TO_PEAK,
+    ledger.DUAL_SETTLING_TICK,
+    ledger.DUAL_VIOLATION,
+)
+_PROXIES = (
+    ledger.PROXY_OFF_SPEARMAN,
+    ledger.PROXY_OFF_PEARSON,
+    ledger.PROXY_STRESS_SPEARMAN,
+    ledger.PROXY_P99,
+    ledger.PROXY_ON_SPEARMAN,
+    ledger.PROXY_ON_PEARSON,
+    ledger.PROXY_ON_ANSWER_SPEARMAN,
+    ledger.PROXY_RECALL,
+)
+
 
 def run_report(
     record: RunRecord,
@@ -57,6 +74,8 @@ def run_report(
         "on": _metrics(record, _ON),
         "losses": [_loss(record, name, rows_of(found, ledger.LOSS_CURVE)) for name in _LOSSES],
         "lambda_off_trace": _lambda(rows_of(found, ledger.LAMBDA_TRACE)),
+        "lambda_off_moved": _metrics(record, _DUAL),
+        "proxies": _metrics(record, _PROXIES),
         "topk_schedule": changes(rows_of(found, ledger.TOPK_TRACE), ledger.TOPK),
         "atom_type_mass": _atom_mass(record, rows_of(found, ledger.ATOM_TYPE_MASS)),
         "slot_mass": _metrics(record, (ledger.SLOT_MASS_ON, ledger.SLOT_MASS_OFF)),
@@ -102,6 +121,8 @@ def _run(record: RunRecord) -> dict[str, Any]:
                 ("git_commit", ledger.TAG_GIT_COMMIT),
                 ("git_dirty", ledger.TAG_GIT_DIRTY),
                 ("world_size", ledger.TAG_WORLD_SIZE),
+                ("kept", ledger.TAG_KEPT),
+                ("loss_source", ledger.TAG_SOURCE_LOSS),
                 ("policy_mode", ledger.TAG_POLICY_MODE),
                 ("strict_hf", ledger.TAG_STRICT_HF),
                 ("environment", ledger.TAG_ENVIRONMENT),

@@ -68,7 +68,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
             ["--config", SMOKE, "--explore", "--set", "phase3.milestone.explore.enabled=false"],
             "the milestone would never be judged; enable it",
         ),
-        (["--config", SMOKE, "--set", "phase3.loss.source=auto"], "arrives with a later release; use hf"),
+        (
+            ["--config", SMOKE, "--phase3-strict-hf", "--set", "phase3.loss.source=auto"],
+            "trains on proxies, and",
+        ),
         (["config", "validate", SMOKE, "--set", "data.seed=x"], 'data.seed = "x": must be a whole number'),
         (["config", "show", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["gate", "not-an-id"], "not-an-id"),

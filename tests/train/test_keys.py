@@ -92,7 +92,9 @@ def test_no_key_is_dead(small_config, store_uri, tmp_path, reads):
         "phase3.thresholds.off_delta_p99_max=1e-6",
         "phase3.train.constraint_warn.patience_eval_ticks=1",
     )
-    config = small_config(f"tracking.uri={store_uri}", "phase3.train.steps=2", GATED, "phase3.loss.source=blend", *warned)
+    config = small_config(
+        f"tracking.uri={store_uri}", "phase3.train.steps=2", GATED, "phase3.loss.source=blend", *warned
+    )
     own = jsonl_config(tmp_path)
     everything = {*leaves(config), *leaves(own)}
     reads.clear()
