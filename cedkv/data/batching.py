@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +69,9 @@ def by_similar_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
+
+
+def every_nth(items: Sequence[T], size: int = 1024) -> list[T]:
+    """At most `size` of `items`, spread evenly over them: the same ones whenever it is asked."""
+    count = len(items)
+    return list(items) if count <= size else [items[i * count // size] for i in range(size)]

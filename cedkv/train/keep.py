@@ -6,13 +6,13 @@ The ON loss is that of a fixed sample of ON *training* prompts: the prompts that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cedkv.data.batching import every_nth
 from cedkv.memory.bank import MemoryBank
 from cedkv.train.experiment import Experiment
 from cedkv.train.step import on_loss
@@ -61,14 +61,10 @@ def fixed_on_loss(
     experiment: Experiment, bank: MemoryBank, k: int, kind: Literal["kl", "answer_nll"]
 ) -> float:
     """The ON loss of at most `SAMPLE` ON training prompts, every n-th of them: the same ones at every tick."""
-    chosen = _every_nth(len(experiment.encoded.on_train), SAMPLE)
+    chosen = every_nth(range(len(experiment.encoded.on_train)), SAMPLE)
     batch = [experiment.encoded.on_train[i] for i in chosen]
     teacher = [experiment.teacher_train[i] for i in chosen]
     loss, _ = on_loss(
         experiment.model, bank, k, batch, experiment.on.take(chosen), teacher=teacher, kind=kind
     )
     return loss.item()
-
-
-def _every_nth(count: int, size: int) -> Sequence[int]:
-    return range(count) if count <= size else [i * count // size for i in range(size)]

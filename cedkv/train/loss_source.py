@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cedkv import ledger
 from cedkv.core.risk import cvar
+from cedkv.data.batching import every_nth
 from cedkv.evaluate import StressResult
 from cedkv.injection.ends import Ends, ends_of
 from cedkv.memory.bank import MemoryBank
@@ -69,8 +70,7 @@ class Proxies:
     @cached_property
     def sample(self) -> OnEnds:
         """A fixed sample of them."""
-        count = len(self._experiment.encoded.on_train)
-        return self._on(range(count) if count <= SAMPLE else [i * count // SAMPLE for i in range(SAMPLE)])
+        return self._on(every_nth(range(len(self._experiment.encoded.on_train)), SAMPLE))
 
     def _on(self, places: Sequence[int]) -> OnEnds:
         experiment = self._experiment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cedkv.data.batching import pad_left
+from cedkv.data.batching import every_nth, pad_left
 from cedkv.evaluate import SlotMass, StressResult, answer_log_probs, mean_kl, next_log_probs, score_answers
 from cedkv.injection import inject
 from cedkv.memory.state import States
@@ -85,8 +85,8 @@ def on_rows(experiment: Experiment, states: States, mass: SlotMass) -> tuple[OnR
 
 @torch.no_grad()
 def off_slot_mass(experiment: Experiment, states: States) -> float:
-    """Attention mass on the slots that OFF training prompts show, each under the state round-robin assigns to it."""
-    prompts = [row.prompt for row in experiment.encoded.off_train]
+    """Attention mass on the slots that a sample of OFF training prompts shows, each under its state by round-robin."""
+    prompts = [row.prompt for row in every_nth(experiment.encoded.off_train)]
     mass = SlotMass(1, [])
     rows = torch.arange(len(prompts), device=experiment.loaded.device) % states.count
     size = experiment.config.phase3.eval.batch_rows

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from cedkv.core.errors import UserError
+from cedkv.data.batching import every_nth
 from cedkv.data.encode import encode_corpus
 from cedkv.data.records import Corpus, Document, OffPrompt, OnPrompt, Span
 
@@ -114,3 +116,14 @@ def test_an_answer_without_tokens_is_refused(encode):
 def test_without_off_prompts_nothing_can_be_shown(encode, part):
     with pytest.raises(UserError, match="no OFF prompts"):
         encode(corpus=replace(CORPUS, **{part: ()}))
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 4), (3, 4), (4, 4), (5, 4), (1000, 7)])
+def test_every_nth_is_spread_over_the_whole(count, size):
+    found = every_nth(range(count), size)
+    assert len(found) == min(count, size)
+    assert found == sorted(set(found))
+    if count > size:
+        gaps = {b - a for a, b in pairwise(found)}
+        assert max(gaps) - min(gaps) <= 1
+        assert count - found[-1] <= max(gaps) + 1
