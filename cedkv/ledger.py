@@ -78,7 +78,7 @@ PROXY_ON_ANSWER_SPEARMAN: Final = (
     "proxy/on_answer_spearman"  # with the answer's log-probability: negative is good
 )
 PROXY_RECALL: Final = (
-    "proxy/pool_recall"  # share of the true hard pool among the prompts the proxy ranks first
+    "proxy/pool_recall"  # share of the hardest 1/32 of the stress set among those the proxy ranks first
 )
 
 # ---------------------------------------------------------------------------------- metrics, once at the end

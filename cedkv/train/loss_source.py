@@ -33,6 +33,10 @@ from cedkv.train.proxy import (
 from cedkv.train.step import on_losses
 
 
+RECALLED = 32
+"""One of so many stress prompts counts as hard where the recall of the proxy's ranking is measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Truth:
     """What a tick found out about the proxies: metrics, rows of the scatter table, and the factors to nats."""
@@ -119,7 +123,7 @@ class Proxies:
             for kind in ("kl", "answer_nll")
         )
         on = self.sample.values(states).cpu()
-        top = min(off.hard_pool_size, len(proxy) // 4)
+        top = max(1, len(proxy) // RECALLED)
         first = (off.prerank or 4) * top
         metrics = {
             **off_truth(proxy, result.kl),
