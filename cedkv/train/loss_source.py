@@ -32,7 +32,6 @@ from cedkv.train.proxy import (
 )
 from cedkv.train.step import on_losses
 
-
 RECALLED = 32
 """One of so many stress prompts counts as hard where the recall of the proxy's ranking is measured."""
 
