@@ -30,6 +30,14 @@ RUNS = {
         "phase3.memory.sink_slots=1",
         "phase3.loss.on.type=answer_nll",
     ),
+    "gated_pi_blend": (
+        "phase3.train.lr=0.2",
+        "phase3.mix.slot_gate=affine",
+        "phase3.loss.source=blend",
+        "phase3.loss.off.prerank=2",
+        "phase3.train.lambda_off.dual.controller=pi",
+        "phase3.train.lambda_off.dual.eta=0.2",
+    ),
 }
 
 
