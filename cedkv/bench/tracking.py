@@ -55,6 +55,10 @@ def tracking_section(options: Options) -> Section:
             f"phase3.train.lambda_off.dual.update_every={steps}",
             f"phase3.eval.on_samples={documents}",
             f"phase3.eval.off_fixed_stress.size={STRESS}",
+            # What a run prepares is no part of its steps: few OFF prompts to measure gates on and to mine.
+            "phase3.eval.off_samples=256",
+            "phase3.loss.off.hard_pool_size=64",
+            "phase3.loss.off.prerank=null",
         ]
     )
     experiment = prepare(config, 3)
