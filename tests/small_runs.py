@@ -14,7 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from cedkv.config import Config
     from cedkv.train.experiment import Experiment
-    from cedkv.train.loop import Outcome, Trainer
+    from cedkv.train.loop import Trainer
+    from cedkv.train.outcome import Outcome
 
 SMALL = (
     "phase3.layer_scope={mixture: top50, injection: top50}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -28,8 +27,9 @@ from cedkv.train.clock import Clock
 from cedkv.train.delimiter_watch import DelimiterWatch
 from cedkv.train.experiment import Experiment
 from cedkv.train.hard_pool import HardPool, mine
-from cedkv.train.keep import Keeper, Kept, fixed_on_loss
+from cedkv.train.keep import Keeper, fixed_on_loss
 from cedkv.train.loss_source import LossSource, Proxies
+from cedkv.train.outcome import Outcome, Traces
 from cedkv.train.proxy import Scale
 from cedkv.train.step import Terms, Weights, loss_terms
 
@@ -43,31 +43,6 @@ class Log(Protocol):
 
 class ConstraintViolatedError(RuntimeError):
     """A confirmed violation with `constraint_warn.action: abort`. The run ends FAILED."""
-
-
-@dataclass(slots=True)
-class Traces:
-    """Rows of the trace artifacts, as they come."""
-
-    loss: list[dict[str, Any]] = field(default_factory=list)
-    dual: list[dict[str, Any]] = field(default_factory=list)
-    topk: list[dict[str, Any]] = field(default_factory=list)
-    mass: list[dict[str, Any]] = field(default_factory=list)
-    warn: list[dict[str, Any]] = field(default_factory=list)
-    proxy: list[dict[str, float | int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Where the loop ended: the step, and of the memory that is kept its k and its stress.
-
-    `kept`: the eval tick it is from, where that is the best feasible one; None where it is the last memory.
-    """
-
-    step: int
-    k: int
-    stress: StressResult
-    kept: Kept | None = None
 
 
 class Trainer:

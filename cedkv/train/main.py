@@ -33,7 +33,8 @@ from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.experiment import Experiment, prepare
-from cedkv.train.loop import Outcome, Trainer
+from cedkv.train.loop import Trainer
+from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 
