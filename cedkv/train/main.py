@@ -38,6 +38,8 @@ from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 
+OFF_PROMPTS_PER_SLOT = 32
+"""OFF training prompts for every slot of all documents, under which a run says that its gates know too little."""
 LINE_EVERY = 10
 """Steps between two lines of progress where no terminal shows a bar."""
 
@@ -138,6 +140,14 @@ def _say_detours(experiment: Experiment, progress: bool) -> None:
             progress,
             f"warning: model family {family!r} does not go on from its key/value cache as it reads at once: the teacher "
             "read every document anew for every prompt, which is slow",
+        )
+    slots = len(experiment.bank.documents) * experiment.config.phase3.memory.slots
+    prompts = len(experiment.off)
+    if experiment.bank.gate is not None and prompts < OFF_PROMPTS_PER_SLOT * slots:
+        _say(
+            progress,
+            f"warning: the gates of {slots} slots start from {prompts} OFF training prompts; what comes near a slot and is not "
+            f"among them will pass: raise phase3.eval.off_samples to {OFF_PROMPTS_PER_SLOT * slots} or more",
         )
     if experiment.shortcut is Shortcut.PLAIN:
         _say(

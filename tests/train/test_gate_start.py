@@ -98,3 +98,10 @@ def test_identity_starts_as_if_there_were_no_gate(small_experiment):
 def test_phase_2_has_no_gate(small_experiment, small_config):
     assert small_experiment(GATED, phase=2).bank.gate is None
     assert small_config(GATED, phase=2).phase3.mix.slot_gate == "none"
+
+
+def test_a_run_whose_gates_know_too_little_says_so(small_config, store_uri, capsys):
+    from cedkv.train.main import run_training
+
+    run_training(small_config(GATED, f"tracking.uri={store_uri}", "phase3.train.steps=1"), phase=3)
+    assert "raise phase3.eval.off_samples to" in capsys.readouterr().err
