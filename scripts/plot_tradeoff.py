@@ -61,7 +61,7 @@ def draw(records: list[RunRecord], path: Path) -> None:
     for teacher in teachers:
         axes.axhline(teacher, color="0.5", linewidth=0.8, linestyle="--")
         axes.annotate(
-            "document in context", (0.0022, teacher), color="0.4", xytext=(0, -11), textcoords="offset points"
+            "document in context", (0.35, teacher), color="0.4", xytext=(0, -11), textcoords="offset points"
         )
     axes.set(xscale="log", xlim=(2e-3, 40), ylim=(0, 1.05))
     axes.set(xlabel="OFF: p99 of KL(student ‖ base), worst state, nats", ylabel="ON: exact match")

@@ -80,6 +80,6 @@ class DelimiterWatch:
         who = f"state {document}" if slot is None else f"slot {slot} of {document}"
         more = f" and {len(near) - 1} more" if len(near) > 1 else ""
         self._warn(
-            f"step {step}: {who}{more} at {mass:.3g} delimiter mass, within {self._limit:.3g} of the cap {self._cap:g} "
-            "(phase3.candidate.delimiter): its mixture leans on delimiters"
+            f"step {step}: {who}{more} at {mass:.3g} delimiter mass, {self._limit / self._cap:.2g} of the cap {self._cap:g} or "
+            "more (phase3.candidate.delimiter): its mixture leans on delimiters"
         )

@@ -37,7 +37,7 @@ def test_changes_are_noted_and_the_first_of_them_is_said(watch):
         assert all(row["step"] == step for row in watched.changes[before:])
     assert watched.first_step == 1
     assert len(said) == 1
-    assert "step 1: slot 1 of a at 0.18 delimiter mass, within 0.18 of the cap 0.2" in said[0]
+    assert "step 1: slot 1 of a at 0.18 delimiter mass, 0.9 of the cap 0.2 or more" in said[0]
     watched.observe(9, torch.full((2, 2), 0.2))
     assert len(said) == 2
     assert "and 5 more" in said[1]
