@@ -36,7 +36,8 @@ def gate_start(
     """
     keys, rows = config.phase3.warm_start.gate, config.phase3.eval.batch_rows
     slots = states.slots - sinks
-    given_up = round(keys.off_share * len(encoded.off_train) / (states.count * slots))
+    prompts = len(encoded.off_train)
+    given_up = min(round(keys.off_share * prompts / (states.count * slots)), prompts - 1)
     aims = GateAims(keys.on_log_odds, keys.off_log_odds, keys.max_gain, given_up)
     on = _on(model, encoded, states, rows)
     off = ends_of(model, [row.prompt for row in encoded.off_train], states.layers, rows=rows)

@@ -83,6 +83,8 @@ def test_the_share_that_is_given_up_is_divided_among_the_slots(small_experiment)
     strict, loose = start(0.0), start(2 * slots / count)
     assert (loose.bias > strict.bias).any()
     assert torch.equal(start(0.49 * slots / count).bias, strict.bias)
+    lowest = start(float(count * slots)).bias  # more than there are: the last one still counts
+    assert (lowest >= loose.bias).all()
 
 
 def test_identity_starts_as_if_there_were_no_gate(small_experiment):
