@@ -176,7 +176,7 @@ def _phrasings(prompts) -> set[str]:
 
 def test_every_fact_is_asked_as_often_as_configured_and_answered_by_its_own_document(base):
     answers = {d.id: {fact.pair: f" {fact.value}" for fact in stated(d)} for d in base.documents}
-    for prompts, per_fact in ((base.on_train, 3), (base.on_eval, 1)):
+    for prompts, per_fact in ((base.on_train, 12), (base.on_eval, 1)):
         counts = Counter((p.document, asked(p.prompt)) for p in prompts)
         assert len(counts) == 64 * 8
         assert set(counts.values()) == {per_fact}
@@ -207,14 +207,23 @@ def test_the_off_sets_share_no_prompt_with_each_other_or_with_an_on_prompt(base)
     sets = [base.off_train, base.stress, base.sealed, base.on_train + base.on_eval]
     contents = [{normalised(row.prompt) for row in rows} for rows in sets]
     assert len(set().union(*contents)) == sum(map(len, contents))
-    assert [len(c) for c in contents[:3]] == [256, 2048, 8192]
+    assert [len(c) for c in contents[:3]] == [32768, 2048, 8192]
 
 
 def test_every_family_is_in_every_off_set(base):
-    for prompts in (base.off_train, base.stress, base.sealed):
+    """A twentieth at least, and a quarter near misses; of 32,768 training prompts small families are all there is of them."""
+    small = corpus("base", "phase3.eval.off_samples=256", "phase3.loss.off.hard_pool_size=64")
+    for prompts in (small.off_train, base.stress, base.sealed):
         counts = Counter(p.family for p in prompts)
         assert set(counts) == FAMILIES
         assert min(counts.values()) >= len(prompts) // 20
+    counts = Counter(p.family for p in base.off_train)
+    assert set(counts) == FAMILIES
+    assert counts["near_miss"] == len(base.off_train) // 4
+    taken = {normalised(p.prompt) for p in base.off_train + base.stress + base.sealed}
+    rng = random.Random(0)
+    for family in (f for f, count in counts.items() if count < len(base.off_train) // 20):
+        assert all(normalised(skills.SKILLS[family](rng).prompt) in taken for _ in range(500))
 
 
 def test_skills_state_their_answers():
