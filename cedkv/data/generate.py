@@ -40,11 +40,16 @@ class _Distinct:
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
-    def draw(self, make: Callable[[random.Random], Item], rng: random.Random, count: int) -> list[Item]:
-        """Up to `count` new prompts of `make`; fewer where the family has run dry."""
+    def draw(
+        self, make: Callable[[random.Random], Item], rng: random.Random, count: int, leave: int = 0
+    ) -> list[Item]:
+        """Up to `count` new prompts of `make`; fewer where the family has run dry.
+
+        `leave` more are wanted by a later set: where there are not enough for both, at most half of them are taken.
+        """
         found: list[Item] = []
         repeats = 0  # in a row
-        while len(found) < count and repeats < _GIVE_UP_AFTER:
+        while len(found) < count + leave and repeats < _GIVE_UP_AFTER:
             item = make(rng)
             content = normalised(item.prompt)
             repeats += 1
@@ -52,7 +57,9 @@ class _Distinct:
                 self._seen.add(content)
                 found.append(item)
                 repeats = 0
-        return found
+        taken = min(count, max(len(found) - leave, -(-len(found) // 2)))
+        self._seen.difference_update(normalised(item.prompt) for item in found[taken:])
+        return found[:taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,12 @@ class _World:
 
 
 def _off_set(
-    name: str, size: int, seed: int, *, near_miss_share: float, world: _World, pool: _Distinct
+    name: str, size: int, seed: int, *, leave: int = 0, near_miss_share: float, world: _World, pool: _Distinct
 ) -> tuple[OffPrompt, ...]:
-    """`size` prompts: near misses first, the rest spread over the skills; what a small family lacks others fill."""
+    """`size` prompts: near misses first, the rest spread over the skills; what a small family lacks others fill.
+
+    A later set wants `leave` prompts of the same mix.
+    """
     rng = random.Random(f"{name} {seed}")
     wanted = math.ceil(near_miss_share * size)
     # Where near misses run out nothing may take their place: their share is part of the stress definition.
@@ -91,7 +101,7 @@ def _off_set(
     while len(items) < size and families:
         quota = -(-(size - len(items)) // len(families))
         for skill in list(families):
-            found = pool.draw(skill, rng, min(quota, size - len(items)))
+            found = pool.draw(skill, rng, min(quota, size - len(items)), _each(leave, near_miss_share))
             items += found
             if len(found) < quota:
                 families.remove(skill)
@@ -102,6 +112,11 @@ def _off_set(
         )
     rng.shuffle(items)
     return tuple(OffPrompt(f"{name}-{i:05d}", item.prompt, item.family) for i, item in enumerate(items))
+
+
+def _each(size: int, near_miss_share: float) -> int:
+    """How many prompts of every skill a set of that size wants."""
+    return math.ceil(size * (1 - near_miss_share) / len(SKILLS))
 
 
 _SIZE_KEYS = {
@@ -136,8 +151,9 @@ def generate(config: Config) -> Corpus:
     stressed = sizes.off_fixed_stress
     off = partial(_off_set, near_miss_share=sizes.near_miss_share, world=world, pool=_Distinct())
     stress = off("stress", stressed.size, stressed.seed)
+    # Before the training set: a large one would take every prompt of a small family and leave an easier exam.
+    sealed = off("sealed", sizes.off_sealed.size, data.seed, leave=sizes.off_samples)
     off_train = off("off", sizes.off_samples, data.seed)
-    sealed = off("sealed", sizes.off_sealed.size, data.seed)
     return Corpus(tuple(documents), tuple(train), tuple(evaluation), off_train, stress, sealed)
 
 
