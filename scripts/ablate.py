@@ -27,9 +27,9 @@ CONFIG = ROOT / "configs" / "mid_gated.yaml"
 EXPERIMENT = "ablation"
 ROWS: dict[str, tuple[str, ...]] = {
     "shipped": (),
-    "one step: the start alone": ("phase3.train.steps=1",),
+    "start alone (one step)": ("phase3.train.steps=1",),
     "no gates": ("phase3.mix.slot_gate=none",),
-    "gates from gain 1, bias 0": ("phase3.warm_start.gate.start=identity",),
+    "gates from gain 1 and bias 0": ("phase3.warm_start.gate.start=identity",),
     "gates alone, values of the anchors": ("phase3.mix.mode=anchor",),
     "one learned gate change per slot": ("phase3.mix.gate_share=shared",),
     "one mixture per slot": ("phase3.mix.share=shared",),
