@@ -152,6 +152,9 @@ TAG_REPRODUCED: Final = "cedkv.reproduced"
 TAG_CERTIFIED: Final = "cedkv.certified"
 TAG_DESCRIPTION: Final = "mlflow.note.content"  # what the MLflow UI shows as the run's description
 
+# What people write back.
+ACKNOWLEDGED_PREFIX: Final = "cedkv.acknowledged."  # + warning rule; value: JSON with a note
+
 # Tags of the experiment: append-only ledgers, one tag per entry, so that two writers never meet.
 EXPLORED_PREFIX: Final = "cedkv.explored/"  # + run id; value: start time in ms
 CERTIFIED_PREFIX: Final = "cedkv.certification/"  # + attempt id; value: JSON
@@ -176,11 +179,12 @@ WARN_TRACE: Final = "phase3_constraint_warn_trace.json"
 ATOM_TYPE_MASS: Final = "atom_type_mass.json"
 PROXY_SCATTER: Final = "proxy_scatter.jsonl"
 DELIMITER_WARNINGS: Final = "delimiter_warnings.jsonl"
+DELIMITER_SLOTS: Final = "delimiter_slot_mass.jsonl"  # at every eval tick, each slot of each state
 MEMORY_TENSORS: Final = "memory/memory.safetensors"
 MEMORY_META: Final = "memory/memory.json"
 REPORT_MARKDOWN: Final = "report/report.md"
 REPORT_JSON: Final = "report/report.json"
-FIGURES: Final = "figures/training.html"
+REPORT_HTML: Final = "report/report.html"  # the pages of dashboards/, for this run alone
 GATE_REPORT_JSON: Final = "gate_report.json"
 GATE_REPORT_MARKDOWN: Final = "gate_report.md"
 CERTIFICATE: Final = "certification/certificate.json"

@@ -99,7 +99,13 @@ def test_both_phases_finish_and_log_everything(store, runs):
         present = {str(file.relative_to(files)) for file in files.rglob("*") if file.is_file()}
         traces = {
             *(ledger.LOSS_CURVE, ledger.LAMBDA_TRACE, ledger.TOPK_TRACE, ledger.ATOM_TYPE_MASS),
-            *(ledger.WARN_TRACE, ledger.FIGURES, ledger.PROXY_SCATTER, ledger.DELIMITER_WARNINGS),
+            *(
+                ledger.WARN_TRACE,
+                ledger.REPORT_HTML,
+                ledger.DELIMITER_SLOTS,
+                ledger.PROXY_SCATTER,
+                ledger.DELIMITER_WARNINGS,
+            ),
         }
         assert present == (artifacts if phase == 3 else artifacts - traces)
         for name in present:

@@ -41,7 +41,16 @@ def gate(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Print the report of a run."""
+    """Print the report of a run; or write the dashboards over one or several runs as a file."""
+    run_ids = _run_ids(arguments)
+    if arguments.html is not None:
+        from cedkv.cli.look import report_html
+
+        report_html(arguments, run_ids)
+        return 0
+    if len(run_ids) > 1:
+        raise UserError(f"{len(run_ids)} runs: a report in text is on one run; name one, or add --html FILE")
+    arguments.run_id, arguments.latest = run_ids[0], False
     from cedkv.release.verdict import verdict_on
     from cedkv.report import run_page
     from cedkv.report.run_report import run_report, to_json
@@ -54,6 +63,19 @@ def report(arguments: argparse.Namespace) -> int:
     as_json = arguments.format == "json"
     print(to_json(content) if as_json else run_page.to_markdown(content, verdict), end="")
     return 0
+
+
+def _run_ids(arguments: argparse.Namespace) -> list[str]:
+    """The runs that a report is asked for."""
+    if bool(arguments.run_ids) == arguments.latest:
+        raise UserError("name runs by their ids, or give --latest: one of the two")
+    if not arguments.latest:
+        from cedkv.tracking.names import check_run_id
+
+        return [check_run_id(run_id) for run_id in dict.fromkeys(arguments.run_ids)]
+    from cedkv.tracking.reader import latest_run
+
+    return [latest_run(arguments.experiment or DEFAULT_EXPERIMENT, store(arguments)).run_id]
 
 
 def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord, Surroundings]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, repeat
+from cedkv.cli import bench, commands, judge, look, repeat
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -40,6 +40,10 @@ def _build() -> argparse.ArgumentParser:
     _train(command(_TRAIN, "train a memory, or log the baseline (--phase 2)", commands.train))
     _gate(command("gate", "judge a run from its log; the exit status is the verdict", judge.gate))
     _report(command("report", "print the report of a run, made from its log", judge.report))
+    _dashboard(
+        command("dashboard", "serve the pages of dashboards/ over the runs, on this machine", look.dashboard)
+    )
+    _warnings(command("warnings", "list what the rules of the pages say about runs", look.warnings))
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
     _config(
@@ -117,9 +121,47 @@ def _gate(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
+    parser.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="ids of runs; several with --html only")
+    parser.add_argument("--latest", action="store_true", help="the newest run of the experiment")
+    parser.add_argument(
+        "--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}, or the run's own"
+    )
+    _store(parser)
     parser.set_defaults(all=False, dry_run=True)
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="of the report")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write the dashboards over the runs as one file instead"
+    )
+    _page_folder(parser)
+
+
+def _page_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pages", metavar="DIR", help="folder of pages; default: dashboards/ of the project")
+
+
+def _dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
+    parser.add_argument("--port", type=_count, default=8050, help="of 127.0.0.1 (%(default)s)")
+    parser.add_argument("--check", action="store_true", help="say whether the pages are valid, and end")
+    _page_folder(parser)
+    _store(parser)
+
+
+def _warnings(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run; default: the newest")
+    which.add_argument("--all", action="store_true", help="every run of the experiment")
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
+    parser.add_argument(
+        "--fail-on",
+        choices=("info", "warning", "error"),
+        help=f"status {look.WARNED} where one of this level or a worse one is not acknowledged",
+    )
+    parser.add_argument("--acknowledge", metavar="RULE", help="take note of a warning of RUN_ID, with --note")
+    parser.add_argument("--note", metavar="TEXT", help="what was found, what is done about it")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the list")
+    _page_folder(parser)
+    _store(parser)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ _UNION_TAGS: Final = frozenset({"generated", "jsonl"})
 _FOLLOWS_ANOTHER: Final = "default_factory_not_called"
 _SECTION_TYPES: Final = frozenset({"model_type", "dict_type", "model_attributes_type"})
 
-_RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "int_type": lambda _: "must be a whole number",
     "float_type": lambda _: "must be a number",
     "bool_type": lambda _: "must be true or false",
@@ -36,6 +36,7 @@ _RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "literal_error": lambda c: f"must be {c['expected']}",
     "union_tag_invalid": lambda c: f"must be one of {c['expected_tags']}",
 }
+"""What pydantic's kinds of errors mean, in our words."""
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
@@ -87,7 +88,7 @@ def _explain(detail: ErrorDetails) -> list[Problem]:
     if kind in _SECTION_TYPES:
         inside = ", ".join(_children(path))
         return [Problem(path, detail["input"], f"is a group of keys ({inside}); fill it or leave it out")]
-    rule = _RULES[kind](context) if kind in _RULES else str(cause or detail["msg"])
+    rule = RULES[kind](context) if kind in RULES else str(cause or detail["msg"])
     return [Problem(path, detail["input"], rule + _remedy(path))]
 
 

@@ -71,7 +71,7 @@ def _walk(path: str, node: Mapping[str, Any], definitions: Mapping[str, Any]) ->
     branches = node.get("oneOf") or ([node] if "properties" in node else [])
     if not branches:
         default = shown(node["default"]) if "default" in node else None
-        yield Key(path, _allowed(node), default, " ".join(node.get("description", "").split()))
+        yield Key(path, allowed(node), default, " ".join(node.get("description", "").split()))
     choices = [_resolved(branch, definitions)["properties"] for branch in branches]
     if "discriminator" in node:
         yield _discriminator(path, node["discriminator"], choices)
@@ -83,8 +83,8 @@ def _walk(path: str, node: Mapping[str, Any], definitions: Mapping[str, Any]) ->
 def _discriminator(path: str, node: Mapping[str, Any], choices: list[Mapping[str, Any]]) -> Key:
     """The key that chooses between branches; its default is the first branch."""
     child = choices[0][node["propertyName"]]
-    allowed = _allowed({"enum": list(node["mapping"])})
-    return Key(f"{path}.{node['propertyName']}", allowed, shown(child["default"]), child["description"])
+    choice = allowed({"enum": list(node["mapping"])})
+    return Key(f"{path}.{node['propertyName']}", choice, shown(child["default"]), child["description"])
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,14 +92,15 @@ def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mappin
     return node if reference is None else definitions[reference.rpartition("/")[2]]
 
 
-def _allowed(node: Mapping[str, Any]) -> str:
+def allowed(node: Mapping[str, Any]) -> str:
+    """What a node of a JSON Schema takes, in words."""
     if "enum" in node or "const" in node:
         return ", ".join(f"`{value}`" for value in node.get("enum") or [node["const"]])
     if "anyOf" in node:
-        return " or ".join(_allowed(choice) for choice in node["anyOf"])
+        return " or ".join(allowed(choice) for choice in node["anyOf"])
     kind = str(node.get("type"))
     if kind == "array":
-        return f"list of: {_allowed(node['items'])}"
+        return f"list of: {allowed(node['items'])}"
     if "pattern" in node:
         return f"text matching `{node['pattern']}`"
     names = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text", "null": "`null`"}

@@ -16,10 +16,10 @@ from cedkv import ledger
 from cedkv.core.errors import UserError
 from cedkv.tracking.artifacts import Files
 from cedkv.tracking.fast_read import open_database
-from cedkv.tracking.names import check_experiment, check_key, check_run_id
+from cedkv.tracking.names import check_artifact_path, check_experiment, check_key, check_run_id
 from cedkv.tracking.record import MetricPoint, OnRow, RunRecord, StressRow, Tag
 from cedkv.tracking.store import check_uri, database_path, is_sqlite, shown
-from cedkv.tracking.tables import parse_config, parse_list, parse_mapping, parse_rows
+from cedkv.tracking.tables import parse_config, parse_list, parse_mapping, parse_objects, parse_rows
 
 if TYPE_CHECKING:
     from cedkv.tracking.api_read import ApiStore
@@ -139,6 +139,19 @@ def read_traces(run_id: str, uri: str) -> dict[str, list[Any]]:
     for problem in problems:
         _log.warning("run %s: %s", run_id, problem)
     return found
+
+
+def read_rows(run_id: str, path: str, uri: str) -> list[dict[str, Any]] | None:
+    """The rows of one artifact, JSON Lines or a JSON list of objects; ``None`` where the run has no such artifact.
+
+    Raises ``UserError`` for one that is there and holds something else, and as ``read_run`` does.
+    """
+    _, files = find_run(run_id, uri)
+    try:
+        text = files.text(check_artifact_path(path))
+        return None if text is None else parse_objects(text)
+    except ValueError as error:
+        raise UserError(f"artifact {path!r} of run {run_id}: {' '.join(str(error).split())[:300]}") from None
 
 
 def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Path]:

@@ -22,6 +22,14 @@ class MetricPoint(NamedTuple):
     timestamp_ms: int
 
 
+@dataclass(slots=True)
+class Series:
+    """One metric of one run, in the order it was logged. A value that was not finite is NaN."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class StressRow:
     """One prompt of the fixed stress set, measured against every state (``tables/off_stress.jsonl``).

@@ -57,6 +57,20 @@ def parse_list(text: str) -> list[Any]:
     return value
 
 
+def parse_objects(text: str) -> list[dict[str, Any]]:
+    """Objects of any keys, as JSON Lines or as one JSON list."""
+    if text.lstrip().startswith("["):
+        return [_mapping(row) for row in parse_list(text)]
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line:
+            try:
+                found.append(_mapping(_load(line)))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+    return found
+
+
 def parse_config(text: str) -> dict[str, Any]:
     """A logged configuration: YAML 1.2 without tags, so that ``on`` and ``off`` stay words."""
     return _mapping(yaml12.parse(text, "YAML"))

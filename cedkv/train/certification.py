@@ -22,6 +22,7 @@ from cedkv.tracking.encode import encode_json
 from cedkv.tracking.ledgers import enter_certified
 from cedkv.tracking.reader import read_run
 from cedkv.tracking.record import RunRecord
+from cedkv.train.desk import attach_page
 from cedkv.train.experiment import SHORTCUT_TOLERANCE
 from cedkv.train.logged import config_of, corpus_of, memory_of, model_of
 from cedkv.train.publish import attempts, publish
@@ -80,7 +81,9 @@ def certify(run_id: str, uri: str, say: Callable[[str], None] = lambda _: None) 
         "deltas": deltas.tolist(),
     }
     attach(record.run_id, uri, {ledger.CERTIFICATE: encode_json(certificate)[0]})
-    return publish(record.run_id, uri)
+    verdict = publish(record.run_id, uri)
+    attach_page(record.run_id, uri)
+    return verdict
 
 
 def _check_certifiable(record: RunRecord) -> None:

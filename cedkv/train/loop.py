@@ -202,6 +202,14 @@ class Trainer:
             ledger.DELIMITER_SLOT_MAX: most
         }
 
+    def _slots(self, step: int, k: int) -> list[dict[str, Any]]:
+        """The delimiter mass of every slot, after the cap, a row for each state."""
+        mass = self.bank.delimiter_mass(k).tolist()
+        return [
+            {"step": step, "document": document, "mass": row}
+            for document, row in zip(self.bank.documents, mass, strict=True)
+        ]
+
     # ---- eval ticks --------------------------------------------------------------------------------------------------
 
     def tick(self, step: int) -> StressResult | None:
@@ -226,6 +234,7 @@ class Trainer:
         self.scale = truth.scale
         self.source.observe(step, truth.metrics[ledger.PROXY_OFF_SPEARMAN])
         self.traces.proxy += truth.rows
+        self.traces.slots += self._slots(step, k)
         self.log.log_metrics(
             {
                 ledger.P99_STRESS: p99,

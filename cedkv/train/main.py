@@ -32,6 +32,7 @@ from cedkv.tracking.ledgers import enter_explored
 from cedkv.tracking.store import check_store, project_root, resolve_uri
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.clock import Clock, RunLog, TimedLog
+from cedkv.train.desk import attach_page
 from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.loop import Trainer
 from cedkv.train.outcome import Outcome
@@ -112,6 +113,8 @@ def run_training(
         log.log_metrics(clock.metrics(), outcome.step)
     with clock.part("finish"):
         publish(run.run_id, uri)
+        if why_not := attach_page(run.run_id, uri):
+            _say(progress, f"warning: {why_not}")
     _say(progress, clock.split())
     return run.run_id
 
@@ -296,4 +299,5 @@ def _log_traces(run: RunLog, trainer: Trainer) -> None:
     ):
         run.log_json(name, rows)
     run.log_jsonl(ledger.DELIMITER_WARNINGS, trainer.delimiters.changes)
+    run.log_jsonl(ledger.DELIMITER_SLOTS, traces.slots)
     run.log_jsonl(ledger.PROXY_SCATTER, traces.proxy)

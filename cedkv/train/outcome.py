@@ -17,6 +17,7 @@ class Traces:
     dual: list[dict[str, Any]] = field(default_factory=list)
     topk: list[dict[str, Any]] = field(default_factory=list)
     mass: list[dict[str, Any]] = field(default_factory=list)
+    slots: list[dict[str, Any]] = field(default_factory=list)
     warn: list[dict[str, Any]] = field(default_factory=list)
     proxy: list[dict[str, float | int]] = field(default_factory=list)
 

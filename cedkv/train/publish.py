@@ -7,11 +7,9 @@ from functools import cache
 from cedkv import ledger
 from cedkv.core.verdict import Verdict
 from cedkv.release.certify import Attempt
-from cedkv.release.evidence import number
 from cedkv.release.milestone import is_explored
 from cedkv.release.verdict import Surroundings, verdict_on
 from cedkv.report import run_page, text, written_back
-from cedkv.report.figures import training_html
 from cedkv.report.run_report import run_report, to_json
 from cedkv.tracking.attach import attach, write_back
 from cedkv.tracking.ledgers import Ledgers, enter_explored, read_ledgers
@@ -52,7 +50,7 @@ def _attempts(ledgers: Ledgers) -> list[Attempt]:
 
 
 def publish(run_id: str, uri: str) -> Verdict:
-    """Judge a run that has ended; attach its report and figure, and write the verdict back. All from the log alone."""
+    """Judge a run that has ended; attach its report, and write the verdict back. All from the log alone."""
     record, traces = read_run(run_id, uri), read_traces(run_id, uri)
     verdict = verdict_on(record, surroundings(record.experiment_id, uri, remember=True))
     content = run_report(record, verdict, traces)
@@ -60,13 +58,6 @@ def publish(run_id: str, uri: str) -> Verdict:
         ledger.REPORT_MARKDOWN: run_page.to_markdown(content, verdict),
         ledger.REPORT_JSON: to_json(content),
     }
-    if any(traces.values()):
-        files[ledger.FIGURES] = training_html(
-            traces,
-            p99_limit=number(record.config, "phase3.thresholds.off_delta_p99_max"),
-            delimiter_cap=number(record.config, "phase3.candidate.delimiter.mass_cap"),
-            title=record.name,
-        )
     attach(run_id, uri, files)
     record_verdict(record, verdict, uri)
     return verdict

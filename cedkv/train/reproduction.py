@@ -18,6 +18,7 @@ from cedkv.release.reproduce import Difference, differences
 from cedkv.tracking.ledgers import read_ledgers
 from cedkv.tracking.reader import read_run, read_traces
 from cedkv.tracking.record import RunRecord
+from cedkv.train.desk import attach_page
 from cedkv.train.logged import config_of, corpus_of
 from cedkv.train.main import run_training
 from cedkv.train.publish import publish
@@ -76,6 +77,7 @@ def reproduce(
         torch.set_num_threads(before)
     say(f"run {second_id} repeats run {run_id}")
     publish(run_id, uri)
+    attach_page(run_id, uri)
     return compare(first, read_run(second_id, uri), uri)
 
 

@@ -91,7 +91,7 @@ def test_every_metric_of_the_ledger_is_logged(logged):
         if not name.startswith(("TAG_", "PHASE_", "SOURCE_"))
         and not name.endswith("_PREFIX")
         and "." not in value
-        if value not in {ledger.FIGURES, ledger.CONFIG_RESOLVED}
+        if value not in {ledger.REPORT_HTML, ledger.CONFIG_RESOLVED}
     }
     names |= {ledger.atom_mass(kind) for kind in ledger.ATOM_TYPES}
     names |= {ledger.seconds(part) for part in ledger.PARTS}
@@ -248,7 +248,7 @@ def test_the_report_was_attached(logged):
     ):
         assert name in page
     assert json.loads(logged.file(ledger.REPORT_JSON).read_text())
-    assert "plotly" in logged.file(ledger.FIGURES).read_text().casefold()
+    assert "plotly" in logged.file(ledger.REPORT_HTML).read_text().casefold()
     assert logged.file(ledger.REPORT_MARKDOWN, phase=2).read_text()
 
 

@@ -1,0 +1,171 @@
+"""Charts of metrics: lines and stacked areas over steps, stacked bars of last values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import plotly.graph_objects as go
+
+from cedkv.report import escape
+from cedkv.report.dashboard import style
+from cedkv.report.dashboard.drawn import Drawn
+from cedkv.report.dashboard.spec import Area, Bar, Line
+from cedkv.report.dashboard.view import View
+from cedkv.tracking.record import Series
+
+MOST_POINTS: Final = 1200
+"""Points of a line. Longer ones keep the lowest and the highest value of each stretch, so that no peak is lost."""
+
+
+def line(panel: Line, view: View) -> Drawn:
+    """A line for every run and metric: one run, a colour for each metric; several, a colour for each run."""
+    found = [
+        (run_place, run, name)
+        for run_place, run in enumerate(view.runs)
+        for pattern in panel.metrics
+        for name in run.named(pattern)
+    ]
+    if not found:
+        return _nothing(panel, panel.metrics)
+    names = list(dict.fromkeys(name for _, _, name in found))
+    several = len({run_place for run_place, _, _ in found}) > 1
+    made = style.figure(right=bool(panel.right))
+    for run_place, run, name in found:
+        metric_place = names.index(name)
+        to_the_right = _one_of(name, panel.right)
+        made.add_trace(
+            go.Scatter(
+                **_points(run.history[name]),
+                name=escape.markup(f"{name} · {run.label}" if several else name, 120),
+                mode="lines+markers" if _one_of(name, panel.marks) else "lines",
+                marker={"size": 5},
+                line={
+                    "color": style.colour(run_place if several else metric_place),
+                    "dash": style.DASHES[metric_place % len(style.DASHES)] if several else "solid",
+                    "width": 2,
+                    "shape": "hv" if _one_of(name, panel.stairs) else "linear",
+                },
+            ),
+            **({"row": 1, "col": 1, "secondary_y": to_the_right} if panel.right else {}),
+        )
+    style.draw_limits(made, found[0][1], panel.limits, log=panel.log)
+    made.update_xaxes(title_text="step")
+    left: dict[str, Any] = style.LOG if panel.log else {}
+    if panel.right:
+        made.update_yaxes(title_text=panel.unit, secondary_y=False, **left)
+        made.update_yaxes(
+            title_text=panel.right_unit, secondary_y=True, showgrid=False, tickmode="auto", nticks=6
+        )
+    else:
+        made.update_yaxes(title_text=panel.unit, **left)
+    return Drawn(panel, figure=made)
+
+
+def area(panel: Area, view: View) -> Drawn:
+    """A chart for each run, its metrics stacked from the bottom up in the order given."""
+    runs = [run for run in view.runs if any(run.named(pattern) for pattern in panel.metrics)]
+    if not runs:
+        return _nothing(panel, panel.metrics)
+    made, chosen, _ = style.facets(runs)
+    for column, run in enumerate(chosen, start=1):
+        over = [name for pattern in panel.over for name in run.named(pattern)]
+        stacked = [name for pattern in panel.metrics for name in run.named(pattern) if name not in over]
+        for place, name in enumerate(stacked):
+            shade = style.OF_TYPE.get(name.rpartition("/")[2], style.colour(place))
+            made.add_trace(
+                go.Scatter(
+                    **_points(run.history[name]),
+                    name=escape.markup(name.rpartition("/")[2], 60),
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    mode="lines",
+                    stackgroup=f"run {column}",
+                    line={"color": shade, "width": 0.5},
+                ),
+                row=1,
+                col=column,
+            )
+        for name in over:
+            made.add_trace(
+                go.Scatter(
+                    **_points(run.history[name]),
+                    name=escape.markup(name.rpartition("/")[2], 60),
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    mode="lines",
+                    line={"color": "#8c8c8c", "width": 2, "dash": "dot"},
+                ),
+                row=1,
+                col=column,
+            )
+        style.draw_limits(made, run, panel.limits, column=column)
+    made.update_xaxes(title_text="step")
+    made.update_yaxes(title_text=panel.unit, row=1, col=1)
+    return Drawn(panel, figure=made)
+
+
+def bar(panel: Bar, view: View) -> Drawn:
+    """A bar for each run: the last values of its metrics."""
+    names = list(
+        dict.fromkeys(name for run in view.runs for pattern in panel.metrics for name in run.named(pattern))
+    )
+    if not names:
+        return _nothing(panel, panel.metrics)
+    labels = [escape.markup(run.label, 48) for run in reversed(view.runs)]
+    made = style.figure(height=150 + 44 * len(labels))
+    for place, name in enumerate(names):
+        made.add_trace(
+            go.Bar(
+                y=labels,
+                x=[run.last(name) for run in reversed(view.runs)],
+                name=escape.markup(name.rpartition("/")[2].removeprefix("seconds_"), 60),
+                orientation="h",
+                marker={
+                    "color": style.colour(place),
+                    "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"},
+                },
+            )
+        )
+    made.update_layout(barmode="stack")
+    made.update_xaxes(title_text=panel.unit)
+    return Drawn(panel, figure=made)
+
+
+def _nothing(panel: Line | Area | Bar, metrics: Sequence[str]) -> Drawn:
+    return Drawn(
+        panel,
+        empty=f"No run looked at has logged {', '.join(metrics)}. Phase 2 trains nothing and logs no curves; a run that has "
+        "just started logs them with its first step.",
+    )
+
+
+def _one_of(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _points(series: Series) -> dict[str, list[Any]]:
+    """A series by step, at most `MOST_POINTS` of it; of several values at one step the last one logged."""
+    by_step = dict(zip(series.steps, series.values, strict=True))
+    steps = sorted(by_step)
+    values = [by_step[step] for step in steps]
+    kept = _kept(values)
+    return {"x": [steps[i] for i in kept], "y": [_finite(values[i]) for i in kept]}
+
+
+def _kept(values: Sequence[float]) -> Sequence[int]:
+    count = len(values)
+    if count <= MOST_POINTS:
+        return range(count)
+    stretches = MOST_POINTS // 2
+    kept = {0, count - 1}
+    for stretch in range(stretches):
+        places = range(stretch * count // stretches, (stretch + 1) * count // stretches)
+        kept |= {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
+    return sorted(kept)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

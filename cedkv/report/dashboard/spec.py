@@ -1,0 +1,370 @@
+"""What a page of a dashboard may hold, and how pages are read.
+
+A page is one YAML file. Metric names are those of ``cedkv.ledger``, or patterns with ``*``. A limit is a number or the
+dotted key of a configuration value, so that a page draws the line that a run was really held to.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, PrivateAttr, Strict, ValidationError
+from pydantic_core import ErrorDetails
+
+from cedkv.config import yaml12
+from cedkv.config.base import Count, Listed, Section
+from cedkv.config.problems import RULES
+from cedkv.core.errors import UserError
+
+LEVELS: Final = ("info", "warning", "error")
+Level = Literal["info", "warning", "error"]
+
+Name = Annotated[str, Field(min_length=1, max_length=120)]
+Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./*\-]{1,200}$")]
+KeyPath = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$")]
+Value = Annotated[float, Strict(False)] | KeyPath
+"""A number, or the dotted key of a configuration value."""
+
+_FILE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
+
+BUILT_IN: Final = ("checks", "outcome", "runs", "warnings")
+"""Tables that are not an artifact: the gates' checks, what is said beside them, the experiment's runs, the warnings."""
+
+
+class Limit(Section):
+    """A threshold line."""
+
+    at: Value
+    """Where it is: a number, or a key of the configuration, e.g. `phase3.thresholds.off_delta_p99_max`."""
+    times: Value | None = None
+    """A factor on it: a number or a key."""
+    label: str = ""
+    """What it is called; the key or number, if empty."""
+
+
+class Panel(Section):
+    """What every panel has."""
+
+    title: Name
+    """Shown above it."""
+    note: str = ""
+    """A sentence on how to read it."""
+    width: Literal["full", "half", "third"] = "half"
+    """Share of the page's width, on screens that are wide enough."""
+
+
+class Number(Panel):
+    """One metric, large, with its distance to a limit."""
+
+    kind: Literal["number"]
+    """A tile for every run."""
+    metric: Metric
+    """The metric; its last value is shown."""
+    limit: Limit | None = None
+    """What it is held to."""
+    better: Literal["lower", "higher"] = "lower"
+    """On which side of the limit it passes."""
+    unit: str = ""
+    """Shown behind the value."""
+
+
+class Line(Panel):
+    """Metrics over steps, a line for every run and metric."""
+
+    kind: Literal["line"]
+    """Lines over training steps."""
+    metrics: Annotated[Listed[Metric], Field(min_length=1)]
+    """Names or patterns."""
+    right: Listed[Metric] = ()
+    """Of them, those with an axis of their own on the right."""
+    stairs: Listed[Metric] = ()
+    """Of them, those that keep their value until the next one."""
+    marks: Listed[Metric] = ()
+    """Of them, those whose every logged value is marked."""
+    limits: Listed[Limit] = ()
+    """Threshold lines."""
+    log: bool = False
+    """Logarithmic left axis."""
+    unit: str = ""
+    """Title of the left axis."""
+    right_unit: str = ""
+    """Title of the right axis."""
+
+
+class Area(Panel):
+    """Metrics over steps, stacked; a chart for every run."""
+
+    kind: Literal["area"]
+    """Stacked areas over training steps."""
+    metrics: Annotated[Listed[Metric], Field(min_length=1)]
+    """Names or patterns, from the bottom up."""
+    over: Listed[Metric] = ()
+    """Drawn over the areas as lines."""
+    limits: Listed[Limit] = ()
+    """Threshold lines."""
+    unit: str = ""
+    """Title of the axis."""
+
+
+class Bar(Panel):
+    """Last values of metrics, stacked; a bar for every run."""
+
+    kind: Literal["bar"]
+    """Stacked bars."""
+    metrics: Annotated[Listed[Metric], Field(min_length=1)]
+    """Names or patterns."""
+    unit: str = ""
+    """Title of the axis."""
+
+
+class Scatter(Panel):
+    """Rows of an artifact as points, a chart for every run."""
+
+    kind: Literal["scatter"]
+    """Points from an artifact."""
+    rows: Name
+    """The artifact, JSON Lines or a JSON list of objects, e.g. `proxy_scatter.jsonl`."""
+    x: Name
+    """Key of the horizontal value."""
+    y: Name
+    """Key of the vertical value."""
+    by: Name | None = None
+    """Key that colours the points, and makes the legend."""
+    frame: Name | None = None
+    """Key whose values a slider goes through, e.g. `step`."""
+    log: Listed[Literal["x", "y"]] = ()
+    """Axes that are logarithmic; values that are not positive are left out."""
+    limits: Listed[Limit] = ()
+    """Threshold lines on y."""
+    unit: str = ""
+    """Unit of y."""
+
+
+class Tail(Panel):
+    """How many rows of an artifact lie over each value: the distribution, seen from its tail."""
+
+    kind: Literal["tail"]
+    """Share of rows at or over x; both axes logarithmic; a line for every run."""
+    rows: Name
+    """The artifact."""
+    x: Name
+    """Key of the value."""
+    baseline: bool = False
+    """Draw the Phase 2 run on the same data as well, where the experiment has one."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Mark this quantile as the gates compute it."""
+    bound: Metric | None = None
+    """A metric drawn as the bound of that quantile."""
+    limits: Listed[Limit] = ()
+    """Threshold lines on x."""
+    unit: str = ""
+    """Unit of x."""
+
+
+class Heatmap(Panel):
+    """A table of numbers as colours, a chart for every run."""
+
+    kind: Literal["heatmap"]
+    """Rows of an artifact as a heat map."""
+    rows: Name
+    """The artifact."""
+    y: Name
+    """Key of a row's name."""
+    values: Name
+    """Key of its list of numbers, the columns."""
+    frame: Name | None = None
+    """Key whose values a slider goes through, e.g. `step`."""
+    top: Limit | None = None
+    """What the strongest colour stands for."""
+    x_title: str = ""
+    """What the columns are."""
+
+
+class Runs(Panel):
+    """Every run of the experiment as a point: one metric against another."""
+
+    kind: Literal["runs"]
+    """Points are runs; the ones looked at are marked."""
+    x: Metric
+    """Horizontal metric."""
+    y: Metric
+    """Vertical metric."""
+    x_better: Literal["lower", "higher"] = "lower"
+    """Which side of x is the good one."""
+    y_better: Literal["lower", "higher"] = "higher"
+    """Which side of y is the good one."""
+    pareto: bool = False
+    """Join the runs that no other one beats in both."""
+    log: Listed[Literal["x", "y"]] = ()
+    """Axes that are logarithmic."""
+    x_limits: Listed[Limit] = ()
+    """Threshold lines on x."""
+    y_limits: Listed[Limit] = ()
+    """Threshold lines on y."""
+    x_unit: str = ""
+    """Title of the x axis."""
+    y_unit: str = ""
+    """Title of the y axis."""
+
+
+class Table(Panel):
+    """Rows as a table, one for every run."""
+
+    kind: Literal["table"]
+    """A table."""
+    rows: Name
+    """An artifact, or `checks`, `outcome`, `runs`, `warnings`."""
+    columns: Listed[Name] = ()
+    """Keys that are shown; all, if empty."""
+    sort: Name | None = None
+    """Key to sort by."""
+    descending: bool = True
+    """Largest first."""
+    most: Count = 25
+    """How many rows are shown."""
+    group: Name | None = None
+    """Sum rows up by this key; the columns are then n, the share over the limit, the quantile and the largest value."""
+    value: Name | None = None
+    """Of grouped rows: the key of the number."""
+    limit: Limit | None = None
+    """Of grouped rows: what counts as over."""
+
+
+AnyPanel = Annotated[
+    Number | Line | Area | Bar | Scatter | Tail | Heatmap | Runs | Table, Field(discriminator="kind")
+]
+KINDS: Final = ("number", "line", "area", "bar", "scatter", "tail", "heatmap", "runs", "table")
+
+
+class Rule(Section):
+    """When a metric of a run deserves a look."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+    """Its name: lower-case words joined by `-`. Acknowledgements are kept under it."""
+    level: Level
+    """How serious it is."""
+    metric: Metric
+    """What is looked at, a name without `*`."""
+    at: Literal["last", "any"] = "last"
+    """The last value, or any value over the steps."""
+    over: Limit | None = None
+    """Warn where the value is larger."""
+    under: Limit | None = None
+    """Warn where the value is smaller."""
+    reaches: bool = False
+    """Warn at the limit, too."""
+    says: Name
+    """What it means, in a sentence."""
+    behind: Name | None = None
+    """An artifact whose rows say more, e.g. which slots and documents."""
+
+
+class Page(Section):
+    """One page of a dashboard."""
+
+    page: Name
+    """Its title."""
+    order: int = 100
+    """Pages are shown by this number, then by title."""
+    about: str = ""
+    """A sentence under the title."""
+    panels: Annotated[Listed[AnyPanel], Field(min_length=1)]
+    """What it shows, in this order."""
+    warnings: Listed[Rule] = ()
+    """What deserves a look."""
+
+    _slug: str = PrivateAttr(default="page")
+
+    @property
+    def slug(self) -> str:
+        """The page's name in an address: that of its file."""
+        return self._slug
+
+
+def read_pages(folder: Path) -> tuple[Page, ...]:
+    """Every page of a folder, in the order they are shown.
+
+    Raises:
+        UserError: no such folder, none in it, or one that is not a page: every mistake with its place and remedy.
+    """
+    files = sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+    if not files:
+        raise UserError(
+            f"{folder} holds no page (*.yaml); name a folder of dashboards with --pages, e.g. the dashboards/ of a checkout"
+        )
+    pages = [_page(file) for file in files]
+    _refuse_twins([(page.page, file) for page, file in zip(pages, files, strict=True)], "page")
+    _refuse_twins(
+        [(rule.name, file) for page, file in zip(pages, files, strict=True) for rule in page.warnings],
+        "warning rule",
+    )
+    return tuple(sorted(pages, key=lambda page: (page.order, page.page)))
+
+
+def find_pages(folder: str | None, root: Path) -> Path:
+    """Where the pages are: the folder asked for, else those of the project, else those that were installed."""
+    if folder is not None:
+        return Path(folder)
+    own = root / "dashboards"
+    return own if own.is_dir() else Path(sys.prefix, "share", "cedkv", "dashboards")
+
+
+def _page(file: Path) -> Page:
+    try:
+        page = Page.model_validate(yaml12.read(file))
+    except ValidationError as error:
+        lines = [_sentence(detail) for detail in error.errors(include_url=False)]
+        raise UserError(
+            f"{file}: {lines[0]}"
+            if len(lines) == 1
+            else "\n  - ".join([f"{file} has {len(lines)} problems:", *lines])
+        ) from None
+    if not _FILE.fullmatch(file.stem):
+        raise UserError(f"{file}: a page's file is its address; name it with a-z, 0-9, '_' and '-' only")
+    page._slug = file.stem  # noqa: SLF001 - set once, here
+    problems = [problem for place, rule in enumerate(page.warnings) for problem in _of_rule(place, rule)]
+    if problems:
+        raise UserError("\n  - ".join([f"{file}: {problems[0]}", *problems[1:]]))
+    return page
+
+
+def _of_rule(place: int, rule: Rule) -> list[str]:
+    at = f"warnings[{place}] ({rule.name})"
+    found = []
+    if (rule.over is None) == (rule.under is None):
+        found.append(f"{at}: give one of over and under")
+    if "*" in rule.metric:
+        found.append(f"{at}.metric = {rule.metric!r}: a rule looks at one metric; write its whole name")
+    return found
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Place, value and rule of one mistake."""
+    place = ""
+    for at, part in enumerate(detail["loc"]):
+        if at == 2 and part in KINDS:  # pydantic names the branch it took
+            continue
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key; dashboards/README.md lists what is known here"
+    if kind == "missing":
+        return f"{place}: is missing; add it (dashboards/README.md says what it is)"
+    if kind == "union_tag_not_found":
+        return f"{place}.kind: is missing; a panel is one of {', '.join(KINDS)}"
+    if kind == "union_tag_invalid":
+        return f"{place}.kind = {context['tag']!r}: must be one of {', '.join(KINDS)}"
+    rule = RULES[kind](context) if kind in RULES else detail["msg"]
+    return f"{place} = {str(detail['input'])[:80]!r}: {rule}"
+
+
+def _refuse_twins(named: Sequence[tuple[str, Path]], what: str) -> None:
+    seen: dict[str, Path] = {}
+    for name, file in named:
+        if name in seen:
+            raise UserError(f"{file}: the {what} {name!r} stands in {seen[name]} already; rename one of them")
+        seen[name] = file

@@ -1,0 +1,213 @@
+"""The first screen of the README, made from logged runs: `docs/evidence.json`, the figure and the gate table.
+
+    python scripts/readme_evidence.py RUN_ID BASELINE_ID    # take two runs from the log: Phase 3 and Phase 2
+    python scripts/readme_evidence.py                       # draw again from docs/evidence.json
+    python scripts/readme_evidence.py --check               # is everything as the evidence says, and is it current?
+
+Only numbers that the gate evaluator has proven from the per-prompt tables are taken. A test runs the check, so that a
+README which no longer fits its evidence, or evidence which no longer fits configs/base.yaml, fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cedkv import ledger
+from cedkv.config import config_hash, load_config
+from cedkv.core.errors import UserError
+from cedkv.report.tables import jsonable, markdown_table
+from cedkv.report.text import as_dict
+from cedkv.tracking.reader import read_run
+from cedkv.tracking.store import project_root, resolve_uri
+from cedkv.train.publish import surroundings
+
+ROOT = Path(__file__).parents[1]
+README, FIGURE, EVIDENCE = ROOT / "README.md", ROOT / "docs" / "tradeoff.svg", ROOT / "docs" / "evidence.json"
+START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
+CONFIG = "configs/base.yaml"
+SHOWN = (
+    ledger.NULL_INJECTION_MAX_KL,
+    ledger.TEACHER_CACHE_MAX_KL,
+    ledger.ON_ACC_TEACHER,
+    ledger.ON_GAIN,
+    ledger.REL_KL_TO_TEACHER,
+    ledger.P99_STRESS,
+)
+_COLOURS = {"2": "#E69F00", "3": "#0072B2"}
+_NAMES = {"2": "Phase 2, anchors", "3": "Phase 3, trained"}
+Run = Mapping[str, Any]
+
+
+def collect(run_ids: Sequence[str], uri: str) -> list[dict[str, Any]]:
+    """What the log proves of each run; `UserError` where a gate was inconclusive."""
+    from cedkv.release.verdict import verdict_on
+
+    found = []
+    for run_id in run_ids:
+        record = read_run(run_id, uri)
+        verdict = as_dict(verdict_on(record, surroundings(record.experiment_id, uri, remember=False)))
+        if verdict["status"] == "inconclusive":
+            raise UserError(f"run {run_id} is inconclusive; the README shows runs that the log proves")
+        numbers = {item["name"]: item["value"] for item in (*verdict["checks"], *verdict["reported"])}
+        found.append(
+            {
+                "run": run_id,
+                "phase": verdict["phase"],
+                "date": datetime.fromtimestamp(record.start_time_ms / 1000, tz=UTC).strftime("%Y-%m-%d"),
+                "config_hash": record.tags[ledger.TAG_CONFIG_HASH],
+                "model_fingerprint": record.tags[ledger.TAG_MODEL],
+                "git_commit": record.tags[ledger.TAG_GIT_COMMIT],
+                "git_dirty": record.tags[ledger.TAG_GIT_DIRTY],
+                "numbers": {name: value for name, value in numbers.items() if isinstance(value, int | float)},
+                "checks": [check for check in verdict["checks"] if check["name"] in SHOWN],
+                "exceedances": verdict["exceedances"],
+                "reproduction": verdict["reproduction"],
+                "certification": verdict["certification"],
+            }
+        )
+    return [jsonable(run) for run in found]
+
+
+def section(runs: Sequence[Run]) -> str:
+    """The part of the README between its marks."""
+    trained, baseline = runs
+    numbers, repeats = trained["numbers"], trained["reproduction"]["runs"]
+    repeated = f"its repeat `{repeats[-1][:8]}` gave the same gates" if repeats else "it was not repeated"
+    lines = [
+        f"Where it stands, from the log (`{CONFIG}`, run `{trained['run'][:8]}`, {trained['date']}; {repeated}):",
+        "",
+        "![ON exact match against the p99 of the OFF drift, with the gate line](docs/tradeoff.svg)",
+        "",
+        *markdown_table(
+            ("gate", "check", "value", "limit", ""), [_row(check, numbers) for check in trained["checks"]]
+        ),
+    ]
+    if trained["certification"]:
+        lines.append(_sealed(trained["certification"]))
+    lines += [
+        "",
+        (
+            f"The baseline, anchors without training (Phase 2, run `{baseline['run'][:8]}`), gains "
+            f"{baseline['numbers'][ledger.ON_GAIN]:+.3f} ON and drifts by {baseline['numbers'][ledger.P99_STRESS]:.3g} nats at the "
+            f"p99; {baseline['exceedances']} stress prompts are over the limit there, {trained['exceedances']} here."
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(check: Mapping[str, Any], numbers: Mapping[str, float]) -> tuple[str, ...]:
+    name, value = check["name"], check["value"]
+    told = f"{value:.3g}"
+    if name == ledger.ON_GAIN:
+        told = f"{value:+.3f} ({numbers[ledger.ON_GAIN_RECOVERED]:.1%} of the teacher's)"
+    if name == ledger.P99_STRESS:
+        told = f"**{value:.4f} nats** (95 % bound {numbers[ledger.P99_UPPER]:.4f})"
+    sign = {"<=": "≤", ">=": "≥", "=": "="}[check["operator"]]
+    return (check["group"], f"`{name}`", told, f"{sign} {check['limit']:g}", check["status"])
+
+
+def _sealed(found: Mapping[str, Any]) -> str:
+    return (
+        f"| sealed set | prompts over {found['tau']:g} nats | {found['exceedances']} of {found['n']}: with confidence "
+        f"{found['confidence']:g} at most {found['upper_rate']:.2%} | ≤ {found['max_rate']:.0%} | {found['status']} |"
+    )
+
+
+def figure(runs: Sequence[Run]) -> str:
+    """The figure as SVG: a point for each run, its bar reaching to the 95 % upper bound of the p99."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "cedkv"
+    from matplotlib import pyplot as plt
+
+    plot, axes = plt.subplots(figsize=(7, 2.6))
+    for run in reversed(runs):
+        numbers = run["numbers"]
+        p99, upper, on = (
+            numbers[name] for name in (ledger.P99_STRESS, ledger.P99_UPPER, ledger.ON_ACC_STUDENT)
+        )
+        axes.plot([p99, upper], [on, on], "-", color=_COLOURS[run["phase"]], linewidth=1)
+        label = f"{_NAMES[run['phase']]} ({run['run'][:8]})"
+        axes.plot(p99, on, "o", color=_COLOURS[run["phase"]], label=label)
+    limit = next(check["limit"] for check in runs[0]["checks"] if check["name"] == ledger.P99_STRESS)
+    teacher = runs[0]["numbers"][ledger.ON_ACC_TEACHER]
+    axes.axvline(limit, color="#009E73", linewidth=1)
+    beside = {"xytext": (4, 0), "textcoords": "offset points"}
+    axes.annotate(f"Gate B: p99 ≤ {limit:g}", (limit, 0.06), color="#009E73", **beside)
+    axes.axhline(teacher, color="0.5", linewidth=0.8, linestyle="--")
+    below = {"xytext": (0, -11), "textcoords": "offset points"}
+    axes.annotate("document in context", (0.35, teacher), color="0.4", **below)
+    axes.set(xscale="log", xlim=(2e-3, 40), ylim=(0, 1.05))
+    axes.set(xlabel="OFF: p99 of KL(student ‖ base), worst state, nats", ylabel="ON: exact match")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.12))
+    drawn = io.StringIO()
+    plot.savefig(drawn, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(plot)
+    return drawn.getvalue()
+
+
+def stale(runs: Sequence[Run], readme: str, drawn: str) -> list[str]:
+    """What no longer fits: README and figure the evidence, the evidence the configuration or the model."""
+    found = []
+    if section(runs) != _between(readme):
+        found.append("README.md is not what docs/evidence.json gives; run scripts/readme_evidence.py")
+    if figure(runs) != drawn:
+        found.append("docs/tradeoff.svg is not what docs/evidence.json gives; run scripts/readme_evidence.py")
+    for run in runs:
+        now = config_hash(load_config(ROOT / CONFIG, phase=int(run["phase"]), strict_hf=_strict(run), env={}))
+        if now != run["config_hash"]:
+            found.append(
+                f"run {run['run'][:8]} is not of {CONFIG} as it is now (hash {now[:12]}, evidence {run['config_hash'][:12]}): "
+                "run it again, then scripts/readme_evidence.py RUN_ID BASELINE_ID"
+            )
+        if run["git_dirty"] != "false":
+            found.append(f"run {run['run'][:8]} is of a changed working tree; run it from a clean commit")
+    return found
+
+
+def _strict(run: Run) -> bool:
+    """A run is of the configuration with or without --phase3-strict-hf, which is part of its hash."""
+    plain = config_hash(load_config(ROOT / CONFIG, phase=int(run["phase"]), env={}))
+    return bool(plain != run["config_hash"])
+
+
+def _between(readme: str) -> str:
+    return readme.partition(START)[2].partition(END)[0]
+
+
+def main() -> int:
+    """Take, draw or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN_ID", help="the trained run, then the baseline")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; status 1 where something is stale"
+    )
+    arguments = parser.parse_args()
+    if arguments.runs:
+        uri = resolve_uri(None, os.environ, project_root(Path.cwd()))
+        EVIDENCE.write_text(json.dumps(collect(arguments.runs, uri), indent=2) + "\n")
+    runs = json.loads(EVIDENCE.read_text())
+    if arguments.check:
+        problems = stale(runs, README.read_text(), FIGURE.read_text())
+        print("\n".join(problems) or "the README is what the log says")
+        return int(bool(problems))
+    FIGURE.write_text(figure(runs))
+    before, start, rest = README.read_text().partition(START)
+    after = rest.partition(END)[2]
+    README.write_text(before + start + section(runs) + END + after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
