@@ -195,8 +195,8 @@ class Trainer:
             return {}
         by_type = self.bank.type_mass(k)
         row = {kind: by_type[kind].mean().item() if kind in by_type else 0.0 for kind in ledger.ATOM_TYPES}
-        delimiter = by_type.get(ledger.DELIMITER)
-        most = 0.0 if delimiter is None else delimiter.max().item()
+        # Where heads mix for themselves the cap holds for each, so the worst one counts, not their mean.
+        most = self.bank.delimiter_mass(k).max().item()
         self.traces.mass.append({"step": step, **row, "delimiter_slot_max": most})
         return {ledger.atom_mass(kind): value for kind, value in row.items()} | {
             ledger.DELIMITER_SLOT_MAX: most

@@ -78,3 +78,24 @@ def test_a_run_logs_its_warnings(small_config, store_uri, capsys):
     assert {row["document"] for row in rows} <= {f"doc-{n:04d}" for n in range(64)}
     told = [line for line in capsys.readouterr().err.splitlines() if "delimiter mass" in line]
     assert len(told) == 1
+
+
+def test_where_heads_mix_for_themselves_metric_heat_map_and_warning_agree_on_the_worst_of_them(
+    small_config, store_uri
+):
+    from cedkv.tracking.reader import metric_history, read_rows
+
+    cap = "phase3.candidate.delimiter.mass_cap=0.02"
+    config = small_config(f"tracking.uri={store_uri}", "phase3.mix.share=head", cap)
+    run = run_training(config, phase=3, progress=False)
+    history = metric_history(run, [ledger.DELIMITER_SLOT_MAX, ledger.WARN_DELIMITER_SLOTS], store_uri)
+    most = {point.step: point.value for point in history[ledger.DELIMITER_SLOT_MAX]}
+    near = {point.step: point.value for point in history[ledger.WARN_DELIMITER_SLOTS]}
+    by_step: dict[int, list[float]] = {}
+    for row in read_rows(run, ledger.DELIMITER_SLOTS, store_uri) or ():
+        by_step.setdefault(row["step"], []).extend(row["mass"])
+    shared = by_step.keys() & most.keys()
+    assert len(shared) > 1
+    assert {step: max(by_step[step]) for step in shared} == {step: most[step] for step in shared}
+    assert all((most[step] >= 0.9 * 0.02 - 1e-6) == (near[step] > 0) for step in most)
+    assert max(near.values()) > 0
