@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+import numpy as np
 import plotly.graph_objects as go
 
 from cedkv.report import escape
@@ -146,26 +146,29 @@ def _one_of(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _points(series: Series) -> dict[str, list[Any]]:
+def _points(series: Series) -> dict[str, Any]:
     """A series by step, at most `MOST_POINTS` of it; of several values at one step the last one logged."""
-    by_step = dict(zip(series.steps, series.values, strict=True))
-    steps = sorted(by_step)
-    values = [by_step[step] for step in steps]
+    steps, values = np.asarray(series.steps), np.asarray(series.values, dtype=float)
+    if len(steps) > 1 and (np.diff(steps) <= 0).any():
+        order = np.argsort(steps, kind="stable")
+        steps, values = steps[order], values[order]
+        last = np.append(np.diff(steps) > 0, True)
+        steps, values = steps[last], values[last]
     kept = _kept(values)
-    return {"x": [steps[i] for i in kept], "y": [_finite(values[i]) for i in kept]}
+    return {"x": steps[kept], "y": values[kept]}
 
 
-def _kept(values: Sequence[float]) -> Sequence[int]:
+def _kept(values: np.ndarray) -> np.ndarray:
+    """The places of the points that are drawn: all, or both ends and the extremes of each stretch."""
     count = len(values)
     if count <= MOST_POINTS:
-        return range(count)
-    stretches = MOST_POINTS // 2
-    kept = {0, count - 1}
-    for stretch in range(stretches):
-        places = range(stretch * count // stretches, (stretch + 1) * count // stretches)
-        kept |= {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
-    return sorted(kept)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        return np.arange(count)
+    width = -(-count // (MOST_POINTS // 2))
+    stretches = -(-count // width)
+    starts = np.arange(stretches) * width
+    found = [np.array([0, count - 1])]
+    for filler, pick in ((np.inf, np.argmin), (-np.inf, np.argmax)):
+        padded = np.full(stretches * width, filler)
+        padded[:count] = np.where(np.isfinite(values), values, filler)
+        found.append(starts + pick(padded.reshape(stretches, width), axis=1))
+    return np.unique(np.concatenate(found))

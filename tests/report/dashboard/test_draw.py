@@ -34,7 +34,9 @@ def test_lines_are_the_logged_values_by_step(looks):
     figure = draw(panel(spec.Line, metrics=["loss/*"]), looks.view(run)).figure
     a, b = named(figure, "loss/a"), named(figure, "loss/b")
     assert (list(a.x), list(a.y)) == ([0, 1, 2], [3.0, 2.0, 1.0])
-    assert (list(b.x), list(b.y)) == ([0, 1], [None, 5.0])  # what was not finite is a gap, not a number
+    assert list(b.x) == [0, 1]
+    assert math.isnan(b.y[0])  # a gap, not a number
+    assert b.y[1] == 5.0
 
 
 def test_several_runs_share_a_chart_and_each_has_a_colour(looks):
@@ -69,7 +71,7 @@ def test_a_limit_may_be_a_multiple_of_another_key(looks):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5000))
 def test_a_long_line_keeps_its_ends_and_every_extreme(values):
-    kept = list(charts._kept(values))
+    kept = charts._kept(np.array(values)).tolist()
     assert kept == sorted(set(kept))
     assert len(kept) <= charts.MOST_POINTS + 2
     assert {0, len(values) - 1} <= set(kept)
