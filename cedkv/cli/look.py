@@ -46,6 +46,19 @@ def dashboard(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def ui(arguments: argparse.Namespace) -> int:
+    """Serve MLflow's own pages on the store, and say where its comparison of runs is."""
+    from cedkv.tracking.ui import show
+
+    show(
+        store(arguments),
+        arguments.experiment or DEFAULT_EXPERIMENT,
+        arguments.port,
+        lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 def report_html(arguments: argparse.Namespace, run_ids: Sequence[str]) -> None:
     """Write the pages over these runs as one file, and keep it with the first of them."""
     from cedkv import ledger

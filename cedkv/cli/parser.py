@@ -43,6 +43,7 @@ def _build() -> argparse.ArgumentParser:
     _dashboard(
         command("dashboard", "serve the pages of dashboards/ over the runs, on this machine", look.dashboard)
     )
+    _ui(command("ui", "start MLflow's own pages on the store", look.ui))
     _warnings(command("warnings", "list what the rules of the pages say about runs", look.warnings))
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
@@ -144,6 +145,12 @@ def _dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=_count, default=8050, help="of 127.0.0.1 (%(default)s)")
     parser.add_argument("--check", action="store_true", help="say whether the pages are valid, and end")
     _page_folder(parser)
+    _store(parser)
+
+
+def _ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
+    parser.add_argument("--port", type=_count, default=5000, help="of 127.0.0.1 (%(default)s)")
     _store(parser)
 
 

@@ -20,7 +20,17 @@ def quiet() -> Iterator[None]:
 
 with quiet():
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LoggedModelOutput,
+        Metric,
+        Param,
+        Run,
+        RunTag,
+        ViewType,
+    )
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.utils.credentials import get_default_host_creds
@@ -30,6 +40,10 @@ with quiet():
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 __all__ = [
+    "Dataset",
+    "DatasetInput",
+    "InputTag",
+    "LoggedModelOutput",
     "Metric",
     "MlflowClient",
     "MlflowException",

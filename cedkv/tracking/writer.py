@@ -39,6 +39,10 @@ METRICS_PER_REQUEST: Final = 1000
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 
+_KIND: Final = "mlflow.experimentKind"
+"""Tag by which MLflow's pages choose their layout: that for training, not that for chats."""
+
+
 class RunWriter:
     """A run of the log, open for writing: ``with RunWriter(uri, experiment, ...) as run: run.log_metrics(...)``.
 
@@ -273,10 +277,10 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """The id of the experiment ``name``, created when it is missing; another process may be doing the same."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        location, tags = None, {}
+        location, tags = None, {_KIND: "custom_model_development"}
         if is_sqlite(uri):
             folder = sqlite.artifact_location(database_path(uri), name)
-            location, tags = str(folder), {sqlite.ARTIFACTS_TAG: folder.name}
+            location, tags = str(folder), {**tags, sqlite.ARTIFACTS_TAG: folder.name}
         try:
             return client.create_experiment(name, artifact_location=location, tags=tags)
         except MlflowException as error:

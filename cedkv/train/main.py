@@ -35,6 +35,7 @@ from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.desk import attach_page
 from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.loop import Trainer
+from cedkv.train.mlflow_pages import enter_model, note_data, run_name
 from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
@@ -81,12 +82,12 @@ def run_training(
         tags = tags_of(experiment, phase, explore=explore)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
-    run_name = config.tracking.run_name
+    called = config.tracking.run_name or run_name(config, phase, reproduces)
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
     with (
         clock.part("log"),
-        RunWriter(uri, config.tracking.experiment, name=run_name, tags=tags, params=parameters) as run,
+        RunWriter(uri, config.tracking.experiment, name=called, tags=tags, params=parameters) as run,
         clock.part("finish"),
     ):
         log = TimedLog(run, clock)
@@ -94,6 +95,9 @@ def run_training(
             with clock.part("log"):
                 enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
         _log_inputs(log, config, experiment)
+        with clock.part("log"):
+            if why_not := note_data(run.run_id, uri, config, experiment.corpus):
+                _say(progress, f"warning: {why_not}")
         trainer = Trainer(
             experiment, log, warn=lambda message: _say(True, f"warning: {message}"), clock=clock
         )
@@ -113,8 +117,9 @@ def run_training(
         log.log_metrics(clock.metrics(), outcome.step)
     with clock.part("finish"):
         publish(run.run_id, uri)
-        if why_not := attach_page(run.run_id, uri):
-            _say(progress, f"warning: {why_not}")
+        for why_not in (attach_page(run.run_id, uri), enter_model(run.run_id, uri, config)):
+            if why_not:
+                _say(progress, f"warning: {why_not}")
     _say(progress, clock.split())
     return run.run_id
 
