@@ -30,6 +30,7 @@ TOPK: Final = "topk"  # candidates a slot may still mix
 STEPS_PER_SECOND: Final = "perf/steps_per_second"
 SECONDS_PREFIX: Final = "perf/seconds_"  # + part; wall time so far, at eval ticks and at the end
 SECONDS_TOTAL: Final = "perf/seconds_total"  # from the start of the run to this entry; the parts add up to it
+SYSTEM_PREFIX: Final = "system/"  # + what; at eval ticks, where tracking.system_metrics asks for them
 PARTS: Final = (
     "load",  # data, model, encoding
     "teacher",  # teacher and base answer the ON prompts

@@ -78,8 +78,10 @@ class Tracking(Section):
     """tracking store; null: MLFLOW_TRACKING_URI, else the database under mlruns/"""
     experiment: Text = "cedkv"
     """MLflow experiment"""
+    system_metrics: bool = False
+    """log the process's CPU and memory at eval ticks, as `system/...`"""
     run_name: Text | None = None
-    """name of the run; null: MLflow's choice"""
+    """name of the run; null: phase, size and seed"""
 
 
 class Config(Section):

@@ -32,6 +32,7 @@ from cedkv.train.loss_source import LossSource, Proxies
 from cedkv.train.outcome import Outcome, Traces
 from cedkv.train.proxy import Scale
 from cedkv.train.step import Terms, Weights, loss_terms
+from cedkv.train.system import SystemMetrics
 
 
 class Log(Protocol):
@@ -71,6 +72,7 @@ class Trainer:
         self.source = LossSource(self.phase3.loss.source, self.phase3.loss.proxy_min_spearman)
         self.ticks = self.nonfinite = 0
         self.keeper = Keeper(self.bank, limit)
+        self.system = SystemMetrics() if experiment.config.tracking.system_metrics else None
         delimiter = self.phase3.candidate.delimiter
         self.delimiters = DelimiterWatch(delimiter.mass_cap, delimiter.warn_ratio, self.bank.documents, warn)
 
@@ -246,6 +248,7 @@ class Trainer:
                 **truth.metrics,
                 ledger.LAMBDA_OFF: self.dual.lambda_off,
                 **self.clock.metrics(),
+                **(self.system.look() if self.system else {}),
             },
             step,
         )

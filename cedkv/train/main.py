@@ -6,7 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from cedkv.release.measure import on_metrics, stress_metrics
 from cedkv.tracking import lineage
 from cedkv.tracking.ledgers import enter_explored
 from cedkv.tracking.store import check_store, project_root, resolve_uri
+from cedkv.tracking.webhook import VARIABLE, Webhook
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.desk import attach_page
@@ -73,6 +76,7 @@ def run_training(
         _refuse_several_processes(os.environ)
         uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
         check_store(uri)
+        hook = _webhook(os.environ)
     keep_freed_memory()
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
@@ -86,6 +90,7 @@ def run_training(
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
     with (
+        hook or nullcontext(),
         clock.part("log"),
         RunWriter(uri, config.tracking.experiment, name=called, tags=tags, params=parameters) as run,
         clock.part("finish"),
@@ -96,11 +101,8 @@ def run_training(
                 enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
         _log_inputs(log, config, experiment)
         with clock.part("log"):
-            if why_not := note_data(run.run_id, uri, config, experiment.corpus):
-                _say(progress, f"warning: {why_not}")
-        trainer = Trainer(
-            experiment, log, warn=lambda message: _say(True, f"warning: {message}"), clock=clock
-        )
+            _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
+        trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
         try:
             outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
             kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
@@ -116,12 +118,34 @@ def run_training(
             _log_traces(log, trainer)
         log.log_metrics(clock.metrics(), outcome.step)
     with clock.part("finish"):
-        publish(run.run_id, uri)
-        for why_not in (attach_page(run.run_id, uri), enter_model(run.run_id, uri, config)):
-            if why_not:
-                _say(progress, f"warning: {why_not}")
+        _publish(run.run_id, uri, config, progress)
     _say(progress, clock.split())
     return run.run_id
+
+
+def _publish(run_id: str, uri: str, config: Config, progress: bool) -> None:
+    """The verdict, and then what only people read: wanting one of these, no run fails."""
+    publish(run_id, uri)
+    _warn(attach_page(run_id, uri), progress)
+    _warn(enter_model(run_id, uri, config), progress)
+
+
+def _warn(why_not: str, progress: bool) -> None:
+    if why_not:
+        _say(progress, f"warning: {why_not}")
+
+
+def _tell(hook: Webhook | None, run_id: str, called: str, message: str) -> None:
+    """Warn whoever watches the terminal, and whoever is behind the webhook."""
+    _say(True, f"warning: {message}")
+    if hook is not None:
+        hook.send({"run_id": run_id, "run_name": called, "level": "warning", "message": message})
+
+
+def _webhook(env: Mapping[str, str]) -> Webhook | None:
+    """Where warnings are sent, too, if anywhere."""
+    url = env.get(VARIABLE)
+    return Webhook(url, lambda message: _say(True, f"warning: {message}")) if url else None
 
 
 def _refuse_several_processes(env: Mapping[str, str]) -> None:
