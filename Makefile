@@ -32,8 +32,8 @@ define TRAIN_AND_JUDGE
 	@echo
 	@$(BIN)/cedkv gate --latest; echo "exit status of cedkv gate: $$? (0 pass, 10 failed, 11 inconclusive)"
 	@echo
-	@echo "all runs    $(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db}"
-	@echo "the report  $(BIN)/cedkv report --latest"
+	@echo "all runs    $(BIN)/cedkv dashboard    or MLflow's own pages: $(BIN)/cedkv ui"
+	@echo "the report  $(BIN)/cedkv report --latest    as a page: --html report.html"
 endef
 
 demo: install
