@@ -117,6 +117,8 @@ class Desk:
     def _run(self, listed: RunRecord, others: Sequence[RunRecord]) -> RunView:
         state = (listed.run_id, listed.status, listed.tags.get(ledger.TAG_CERTIFIED))
         whole = self._remembered(("record", *state), lambda: read_run(listed.run_id, self.uri))
+        if whole.config is None:  # a run that has just started logs it in a moment
+            self._held.pop(("record", *state), None)
         record = dataclasses.replace(
             whole, name=listed.name, status=listed.status, tags=listed.tags, metrics=listed.metrics
         )

@@ -148,7 +148,8 @@ def _one_of(name: str, patterns: Sequence[str]) -> bool:
 
 def _points(series: Series) -> dict[str, Any]:
     """A series by step, at most `MOST_POINTS` of it; of several values at one step the last one logged."""
-    steps, values = np.asarray(series.steps), np.asarray(series.values, dtype=float)
+    count = min(len(series.steps), len(series.values))  # a refresh for another reader may be adding one
+    steps, values = np.asarray(series.steps[:count]), np.asarray(series.values[:count], dtype=float)
     if len(steps) > 1 and (np.diff(steps) <= 0).any():
         order = np.argsort(steps, kind="stable")
         steps, values = steps[order], values[order]

@@ -49,7 +49,8 @@ class RunView:
         """The run's metrics that a name or pattern means, in the ledger's order of atom types and parts, then by name."""
         if "*" not in pattern:
             return [pattern] if pattern in self.history else []
-        return sorted((name for name in self.history if fnmatchcase(name, pattern)), key=_place)
+        # A copy: a refresh for another reader may add metrics meanwhile.
+        return sorted((name for name in list(self.history) if fnmatchcase(name, pattern)), key=_place)
 
     def limit(self, limit: Limit) -> float | None:
         """Where a limit lies for this run; None where its configuration holds no such number."""
