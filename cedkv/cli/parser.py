@@ -142,7 +142,7 @@ def _page_folder(parser: argparse.ArgumentParser) -> None:
 
 def _dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
-    parser.add_argument("--port", type=_count, default=8050, help="of 127.0.0.1 (%(default)s)")
+    parser.add_argument("--port", type=_port, default=8050, help="of 127.0.0.1 (%(default)s)")
     parser.add_argument("--check", action="store_true", help="say whether the pages are valid, and end")
     _page_folder(parser)
     _store(parser)
@@ -150,7 +150,7 @@ def _dashboard(parser: argparse.ArgumentParser) -> None:
 
 def _ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
-    parser.add_argument("--port", type=_count, default=5000, help="of 127.0.0.1 (%(default)s)")
+    parser.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (%(default)s)")
     _store(parser)
 
 
@@ -240,6 +240,13 @@ def _sections(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SECTIONS)}")
     return tuple(name for name in SECTIONS if name in chosen)
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 0 < number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return number
 
 
 def _count(text: str) -> int:

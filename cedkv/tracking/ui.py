@@ -82,13 +82,17 @@ def serving(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        before = signal.signal(signal.SIGTERM, _leave)
+        # In a group of its own the server hears neither a SIGTERM nor a closed terminal: it would be left behind.
+        before = {kind: signal.signal(kind, _leave) for kind in (signal.SIGTERM, signal.SIGHUP)}
         try:
             _wait(server, port, said)
             yield server
         finally:
+            # A second Ctrl-C would cut the ending short.
+            impatient = signal.signal(signal.SIGINT, signal.SIG_IGN)
             _end(server)
-            signal.signal(signal.SIGTERM, before)
+            for kind, handler in (*before.items(), (signal.SIGINT, impatient)):
+                signal.signal(kind, handler)
 
 
 def show(uri: str, experiment: str, port: int, say: Callable[[str], None]) -> None:
@@ -115,11 +119,13 @@ def _say_links(found: dict[str, str], say: Callable[[str], None]) -> None:
 
 
 def _leave(*_: object) -> None:
-    """SIGTERM ends the block as Ctrl-C does, so that no server is left behind."""
+    """End the block as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, said: IO[bytes]) -> None:
+    # Past any proxy of the environment, which does not reach this machine.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if server.poll() is not None:
@@ -129,7 +135,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, said: IO[bytes]) -> None:
                 f"MLflow's server did not start: {told.splitlines()[-1] if told else 'it said nothing'}"
             )
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+            with direct.open(f"http://{HOST}:{port}/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.2)

@@ -47,7 +47,7 @@ def lines_until_ready(ui: subprocess.Popen[str]) -> list[str]:
     raise AssertionError(ui.stderr.read() if ui.stderr else "ended")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_serves_the_store_on_this_machine_and_leaves_nothing_behind(store_uri, how):
     with RunWriter(store_uri, "cedkv") as run:
         run.log_metrics({"a": 1.0}, 0)
@@ -91,6 +91,14 @@ def test_a_taken_port_an_absent_store_and_an_absent_experiment_are_refused(
     assert "experiment 'other' is not in" in capsys.readouterr().err
     assert main(["ui", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]) == 2
     assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("command", ["ui", "dashboard"])
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_what_is_no_port_is_refused(command, port, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, f"--port={port}"])
+    assert f"{port!r} is not a port, 1 to 65535" in capsys.readouterr().err
 
 
 def test_of_a_server_it_says_where_the_pages_are(server_uri, capsys):
