@@ -21,6 +21,8 @@ ARTIFACTS: Final = "artifacts"
 ARTIFACTS_TAG: Final = "cedkv.artifacts"
 """Experiment tag: the name of its folder in ``artifacts/``. Says that the artifacts belong beside the database."""
 
+_PLACES: Final = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Where MLflow records the places of artifacts, beside those of experiments."""
 _LOCK_SECONDS: Final = 120.0
 _BUSY_SECONDS: Final = 20.0
 
@@ -232,11 +234,12 @@ def _adopt_moved(path: Path) -> None:
             db.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (str(new), experiment)
             )
-            db.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                (str(new), len(recorded) + 1, experiment, len(recorded) + 1, recorded + "/"),
-            )
+            for table, column in _PLACES:
+                db.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names of our own
+                    f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
+                    (str(new), len(recorded) + 1, experiment, len(recorded) + 1, recorded + "/"),
+                )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
