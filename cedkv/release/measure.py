@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from cedkv import ledger
 from cedkv.core import stats
@@ -92,6 +92,8 @@ _STRESS_NAMES = (
     ledger.MEAN_STRESS,
     ledger.MAX_STRESS,
 )
+OF_MEMORY: Final = (*_ON_NAMES, *_STRESS_NAMES, *SCALAR_ONLY)
+"""Metrics of the memory that a run ended with; all others are of its training, whose last step may be another memory's."""
 
 
 def _held_against(

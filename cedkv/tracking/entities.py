@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,14 +56,17 @@ def log_data(run_id: str, uri: str, parts: Sequence[DataPart]) -> None:
         open_client(uri).log_inputs(run_id, datasets=inputs)
 
 
-def log_memory(run_id: str, uri: str, paths: Sequence[str], params: Mapping[str, str]) -> str:
-    """Enter the memory of a run that has finished as a model: its files, its tags, the run's last metrics.
+def log_memory(
+    run_id: str, uri: str, paths: Sequence[str], params: Mapping[str, str], metrics: Sequence[str]
+) -> str:
+    """Enter the memory of a run that has finished as a model: its files, its tags, its metrics.
 
     Args:
         run_id: the run; what it logged under `paths` is the model.
         uri: the store.
         paths: artifacts of the run.
         params: what tells this memory from others.
+        metrics: which of the run's metrics are the memory's; of each the last value, where it is finite.
 
     Returns:
         The id of the model.
@@ -70,7 +74,7 @@ def log_memory(run_id: str, uri: str, paths: Sequence[str], params: Mapping[str,
     Raises:
         UserError: the run did not finish or holds no such artifact, or the store refuses; no model is ready then.
     """
-    from cedkv.tracking.backend import LoggedModelOutput, Metric, store_errors
+    from cedkv.tracking.backend import LoggedModelOutput, Metric, MlflowException, store_errors
 
     run, _ = find_run(run_id, uri)
     if run.status != "FINISHED":
@@ -79,7 +83,7 @@ def log_memory(run_id: str, uri: str, paths: Sequence[str], params: Mapping[str,
         )
     client = open_client(uri)
     prepare_store(uri)
-    history = metric_history(run_id, [name for name in run.metrics if "/" not in name], uri)
+    history = metric_history(run_id, metrics, uri)
     last = {
         name: points[-1] for name, points in history.items() if points and math.isfinite(points[-1].value)
     }
@@ -109,7 +113,9 @@ def log_memory(run_id: str, uri: str, paths: Sequence[str], params: Mapping[str,
             client.log_batch(run_id, metrics=points)
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         except BaseException:
-            client.finalize_logged_model(model.model_id, "FAILED")
+            # Where the store is away the model stays pending, which is not ready either.
+            with suppress(MlflowException):
+                client.finalize_logged_model(model.model_id, "FAILED")
             raise
         client.finalize_logged_model(model.model_id, "READY")
     found: str = model.model_id

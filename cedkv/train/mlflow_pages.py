@@ -9,6 +9,7 @@ from cedkv import ledger
 from cedkv.config import Config
 from cedkv.core.errors import UserError
 from cedkv.data.records import Corpus, OffPrompt, hashes
+from cedkv.release.measure import OF_MEMORY
 from cedkv.tracking.entities import DataPart, log_data, log_memory
 
 _CONTEXTS = {
@@ -63,8 +64,9 @@ def enter_model(run_id: str, uri: str, config: Config) -> str:
         "layer_scope.injection": str(phase3.layer_scope.injection),
     }
     try:
-        log_memory(run_id, uri, (ledger.MEMORY_TENSORS, ledger.MEMORY_META), params)
-    except UserError as error:
+        log_memory(run_id, uri, (ledger.MEMORY_TENSORS, ledger.MEMORY_META), params, OF_MEMORY)
+    # OSError: a full disk, or a server that refuses a file, which `requests` reports as one.
+    except (UserError, OSError) as error:
         return f"the memory is not among the models: {error}"
     return ""
 
