@@ -101,7 +101,6 @@ def test_both_phases_finish_and_log_everything(store, runs):
             *(ledger.LOSS_CURVE, ledger.LAMBDA_TRACE, ledger.TOPK_TRACE, ledger.ATOM_TYPE_MASS),
             *(
                 ledger.WARN_TRACE,
-                ledger.REPORT_HTML,
                 ledger.DELIMITER_SLOTS,
                 ledger.PROXY_SCATTER,
                 ledger.DELIMITER_WARNINGS,

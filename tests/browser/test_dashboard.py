@@ -146,6 +146,7 @@ def test_no_run_no_page_and_no_store_say_what_to_do(page, shown):
 def test_a_strangers_request_is_refused(shown, headers):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(shown.url, headers=headers), timeout=10)  # noqa: S310 - our own
+    refused.value.close()
     assert refused.value.code == 403
 
 
