@@ -24,7 +24,7 @@ def scatter(panel: Scatter, view: View) -> Drawn:
     if not with_rows:
         return _nothing(panel, panel.rows)
     made, chosen, _ = style.facets([run for run, _ in with_rows], height=380)
-    frames: dict[Any, list[int]] = {}
+    frames: dict[float | str, list[int]] = {}
     for column, run in enumerate(chosen, start=1):
         for (frame, group), rows in _grouped(with_rows[column - 1][1], panel).items():
             frames.setdefault(frame, []).append(len(made.data))
@@ -34,21 +34,34 @@ def scatter(panel: Scatter, view: View) -> Drawn:
     made.update_xaxes(title_text=escape.markup(panel.x))
     made.update_yaxes(title_text=escape.markup(f"{panel.y} {panel.unit}".strip()), row=1, col=1)
     if panel.frame is not None and len(frames) > 1:
-        style.slide(made, sorted(frames.items(), key=lambda item: (str(type(item[0])), item[0])), panel.frame)
+        style.slide(made, sorted(frames.items(), key=_by_frame), panel.frame)
     return Drawn(panel, figure=made)
 
 
-def _grouped(rows: Rows, panel: Scatter) -> dict[tuple[Any, str], list[Mapping[str, Any]]]:
+def _grouped(rows: Rows, panel: Scatter) -> dict[tuple[float | str, str], list[Mapping[str, Any]]]:
     """Rows that can be drawn, by frame and group."""
-    found: dict[tuple[Any, str], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[float | str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         x, y = finite(row.get(panel.x)), finite(row.get(panel.y))
         if x is None or y is None or ("x" in panel.log and x <= 0) or ("y" in panel.log and y <= 0):
             continue
-        frame = row.get(panel.frame) if panel.frame else None
+        frame = _frame(row, panel.frame)
         group = str(row.get(panel.by, "")) if panel.by else ""
         found.setdefault((frame, group), []).append(row)
     return found
+
+
+def _frame(row: Mapping[str, Any], key: str | None) -> float | str:
+    """The frame a row belongs to: a number or text, whatever stands there."""
+    value = None if key is None else row.get(key)
+    number = finite(value)
+    return str(value) if number is None else int(number) if number.is_integer() else number
+
+
+def _by_frame(item: tuple[float | str, list[int]]) -> tuple[bool, float, str]:
+    """Numbers first, by size; then texts."""
+    frame = item[0]
+    return (True, 0.0, frame) if isinstance(frame, str) else (False, frame, "")
 
 
 def _dots(panel: Scatter, rows: Rows, group: str, *, first: bool) -> go.Scatter:
@@ -133,12 +146,12 @@ def heatmap(panel: Heatmap, view: View) -> Drawn:
     if not with_rows:
         return _nothing(panel, panel.rows)
     made, chosen, _ = style.facets([run for run, _ in with_rows], height=420)
-    frames: dict[Any, list[int]] = {}
+    frames: dict[float | str, list[int]] = {}
     for column, run in enumerate(chosen, start=1):
-        by_frame: dict[Any, list[Mapping[str, Any]]] = {}
+        by_frame: dict[float | str, list[Mapping[str, Any]]] = {}
         for row in with_rows[column - 1][1]:
             if isinstance(row.get(panel.values), list):
-                by_frame.setdefault(row.get(panel.frame) if panel.frame else None, []).append(row)
+                by_frame.setdefault(_frame(row, panel.frame), []).append(row)
         top = None if panel.top is None else run.limit(panel.top)
         for frame, rows in by_frame.items():
             frames.setdefault(frame, []).append(len(made.data))
@@ -146,7 +159,7 @@ def heatmap(panel: Heatmap, view: View) -> Drawn:
     made.update_xaxes(title_text=escape.markup(panel.x_title))
     made.update_yaxes(autorange="reversed", type="category")
     if panel.frame is not None and len(frames) > 1:
-        style.slide(made, sorted(frames.items(), key=lambda item: (str(type(item[0])), item[0])), panel.frame)
+        style.slide(made, sorted(frames.items(), key=_by_frame), panel.frame)
     return Drawn(panel, figure=made)
 
 
@@ -210,9 +223,9 @@ def runs(panel: Runs, view: View) -> Drawn:
     if view.runs:
         style.draw_limits(made, view.runs[0], panel.x_limits, upright=True, log="x" in panel.log)
         style.draw_limits(made, view.runs[0], panel.y_limits, log="y" in panel.log)
-    _logarithmic(made, panel.log)
+    made.update_yaxes(rangemode="normal", title_text=escape.markup(panel.y_unit or panel.y))
     made.update_xaxes(title_text=escape.markup(panel.x_unit or panel.x))
-    made.update_yaxes(title_text=escape.markup(panel.y_unit or panel.y))
+    _logarithmic(made, panel.log)
     return Drawn(panel, figure=made)
 
 

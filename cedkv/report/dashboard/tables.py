@@ -131,11 +131,7 @@ def _outcome_of(run: RunView, verdict: Verdict) -> dict[str, Cell]:
         "gates": cell(str(gates.status)),
         "Gate A": cell(str(gates.gate_a)),
         "Gate B": cell(str(gates.gate_b)),
-        "stress prompts over the limit": Cell(
-            ""
-            if gates.exceedances is None
-            else f"{gates.exceedances} (the 95 % bound allows {gates.allowed})"
-        ),
+        "tail": Cell(text.tail_sentence(gates)),
         "reproduced": Cell(
             text.reproduced(verdict.reproduction), cell(str(verdict.reproduction.status)).tone
         ),

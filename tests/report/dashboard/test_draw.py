@@ -243,6 +243,29 @@ def test_a_panel_without_anything_to_show_says_why(looks, kind, values):
     assert nobody.empty
 
 
+def test_the_outcome_says_of_every_run_what_its_verdict_says(looks, runs):
+    from cedkv.core.verdict import Certification, MilestoneReport, MilestoneStatus, Status, Verdict
+    from cedkv.release.gates import judge
+
+    gates = judge(runs.run("a" * 32, deltas=[0.01] * 390 + [0.2] * 10))
+    milestone = MilestoneReport("a" * 32, MilestoneStatus.BUDGET_SPENT, "late", run_index=6, max_runs=5)
+    sealed = Certification(Status.PASS, "", 8192, 51, 0.05, 0.99, 0.01, 0.0086, 0.0365, "f" * 64, 1, 5)
+    run = looks.run(verdict=Verdict(gates, milestone, certification=sealed))
+    (outcome,) = draw(panel(spec.Table, rows="outcome"), looks.view(run)).grids
+    told = {row[0].text: row[1] for row in outcome.rows}
+    assert (told["Gate A"].text, told["Gate A"].tone) == ("pass", "good")
+    assert (told["Gate B"].text, told["Gate B"].tone) == ("fail", "bad")
+    assert told["tail"].text == "stress prompts over the limit: 10 (the 95 % bound allows 0)"
+    assert (told["explore budget used"].text, told["explore budget used"].tone) == (
+        "run 6 of at most 5",
+        "bad",
+    )
+    assert "51 of 8192 prompts" in told["certified"].text
+    (checks,) = draw(panel(spec.Table, rows="checks", most=60), looks.view(run)).grids
+    assert [row[1].text for row in checks.rows] == [check.name for check in gates.checks]
+    assert [row[7].text for row in checks.rows] == [check.status for check in gates.checks]
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "javascript:alert(1)",
