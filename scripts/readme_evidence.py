@@ -15,13 +15,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cedkv import ledger
-from cedkv.config import config_hash, load_config
+from cedkv.config import load_config
+from cedkv.config.reference import keys, shown
+from cedkv.config.schema import NOT_HASHED
 from cedkv.core.errors import UserError
 from cedkv.report.tables import jsonable, markdown_table
 from cedkv.report.text import as_dict
@@ -63,6 +65,7 @@ def collect(run_ids: Sequence[str], uri: str) -> list[dict[str, Any]]:
                 "phase": verdict["phase"],
                 "date": datetime.fromtimestamp(record.start_time_ms / 1000, tz=UTC).strftime("%Y-%m-%d"),
                 "config_hash": record.tags[ledger.TAG_CONFIG_HASH],
+                "config": dict(_settings(record.config or {})),
                 "model_fingerprint": record.tags[ledger.TAG_MODEL],
                 "git_commit": record.tags[ledger.TAG_GIT_COMMIT],
                 "git_dirty": record.tags[ledger.TAG_GIT_DIRTY],
@@ -163,21 +166,39 @@ def stale(runs: Sequence[Run], readme: str, drawn: str) -> list[str]:
     if figure(runs) != drawn:
         found.append("docs/tradeoff.svg is not what docs/evidence.json gives; run scripts/readme_evidence.py")
     for run in runs:
-        now = config_hash(load_config(ROOT / CONFIG, phase=int(run["phase"]), strict_hf=_strict(run), env={}))
-        if now != run["config_hash"]:
+        for key, was, now in _changed(run):
             found.append(
-                f"run {run['run'][:8]} is not of {CONFIG} as it is now (hash {now[:12]}, evidence {run['config_hash'][:12]}): "
-                "run it again, then scripts/readme_evidence.py RUN_ID BASELINE_ID"
+                f"run {run['run'][:8]} is not of {CONFIG} as it is now ({key}: {was} then, {now} now): run it again, then "
+                "scripts/readme_evidence.py RUN_ID BASELINE_ID"
             )
         if run["git_dirty"] != "false":
             found.append(f"run {run['run'][:8]} is of a changed working tree; run it from a clean commit")
     return found
 
 
-def _strict(run: Run) -> bool:
-    """A run is of the configuration with or without --phase3-strict-hf, which is part of its hash."""
-    plain = config_hash(load_config(ROOT / CONFIG, phase=int(run["phase"]), env={}))
-    return bool(plain != run["config_hash"])
+def _changed(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Settings that differ from the configuration's as it is. A key that is new since then counts unless it has its default."""
+    strict = (
+        run["config"]["phase3.runtime.strict_hf"] == "true"
+    )  # --phase3-strict-hf, which checks and changes nothing
+    config = load_config(ROOT / CONFIG, phase=int(run["phase"]), strict_hf=strict, env={})
+    now = dict(_settings(config.model_dump(mode="json")))
+    defaults = {key.path: key.default for key in keys()}
+    for key in sorted(now.keys() | run["config"].keys()):
+        was = run["config"].get(key, defaults.get(key))
+        if now.get(key) != was:
+            yield key, str(was), str(now.get(key))
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting that can change a run's numbers: dotted key and value as a configuration writes it."""
+    for name, value in config.items():
+        if prefix or name not in NOT_HASHED:
+            key = f"{prefix}{name}"
+            if isinstance(value, Mapping):
+                yield from _settings(value, f"{key}.")
+            else:
+                yield key, shown(value)
 
 
 def _between(readme: str) -> str:

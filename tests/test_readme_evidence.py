@@ -32,6 +32,15 @@ def test_the_evidence_is_of_the_model_that_ships():
     assert {run["model_fingerprint"] for run in RUNS} == {loaded.fingerprint}
 
 
+def test_a_key_that_is_new_since_then_counts_unless_it_has_its_default():
+    runs = copy.deepcopy(RUNS)
+    del runs[0]["config"]["phase3.loss.lambda_on"]  # base.yaml leaves it at its default
+    assert evidence.stale(runs, README, FIGURE) == []
+    del runs[0]["config"]["phase3.train.gate_lr"]  # base.yaml sets it
+    (told,) = evidence.stale(runs, README, FIGURE)
+    assert "phase3.train.gate_lr" in told
+
+
 @pytest.mark.parametrize("what", ["number", "configuration", "dirty"])
 def test_what_is_stale_is_found(what):
     runs = copy.deepcopy(RUNS)
@@ -39,8 +48,9 @@ def test_what_is_stale_is_found(what):
         runs[0]["numbers"]["off_delta_p99_upper"] *= 1.5
         assert len(evidence.stale(runs, README, FIGURE)) == 2
     elif what == "configuration":
-        runs[0]["config_hash"] = "0" * 64
-        assert "is not of configs/base.yaml as it is now" in evidence.stale(runs, README, FIGURE)[-1]
+        runs[0]["config"]["phase3.train.steps"] = "90"
+        (told,) = evidence.stale(runs, README, FIGURE)
+        assert "is not of configs/base.yaml as it is now (phase3.train.steps: 90 then, 100 now)" in told
     else:
         runs[1]["git_dirty"] = "true"
         assert "changed working tree" in evidence.stale(runs, README, FIGURE)[-1]

@@ -15,7 +15,7 @@ from cedkv.core.hashing import content_hash
 EMBEDDED: Final = "embedded"
 """Name of the model that ships inside the package."""
 
-_NOT_HASHED: Final = {"tracking", "base_dir"}
+NOT_HASHED: Final = {"tracking", "base_dir"}
 """Where a run is logged and where the files lie do not change its numbers; their content has hashes of its own."""
 
 Text = Annotated[str, Field(min_length=1)]
@@ -114,7 +114,7 @@ class Config(Section):
 
 def config_hash(config: Config) -> str:
     """SHA-256 (64 hex digits) of every setting that can change a run's numbers."""
-    return content_hash([config.model_dump(mode="json", exclude=_NOT_HASHED)])
+    return content_hash([config.model_dump(mode="json", exclude=NOT_HASHED)])
 
 
 def json_schema() -> dict[str, Any]:
