@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 ABORTED = 1
-"""Status of a training that `constraint_warn.action: abort` ended, as of any run that ends FAILED."""
+"""Status of a training that its constraint or numbers that are not finite ended, as of any run that ends FAILED."""
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -28,14 +28,15 @@ def train(arguments: argparse.Namespace) -> int:
     config = _resolved(arguments)
     if arguments.explore:
         _check_explore(config, arguments.phase)
+    from cedkv.train.finite import NonFiniteError
     from cedkv.train.loop import ConstraintViolatedError
     from cedkv.train.main import run_training
 
     try:
         run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
-    except ConstraintViolatedError as violated:
+    except (ConstraintViolatedError, NonFiniteError) as aborted:
         # What the configuration asked for, not a crash; the run is in the log as FAILED.
-        print(f"cedkv: the run was aborted: {violated}", file=sys.stderr)
+        print(f"cedkv: the run was aborted: {aborted}", file=sys.stderr)
         return ABORTED
     if talks():
         print(f"run {run_id}")

@@ -173,6 +173,8 @@ class Train(Section):
     """Adam's learning rate for the mixture logits"""
     gate_lr: Positive = 0.05
     """Adam's learning rate for the slots' gains (their logarithms) and biases"""
+    nonfinite_patience: Count = 5
+    """steps in a row whose loss or gradient is not finite (each is skipped) before the run is aborted"""
     seed: Seed = 3407
     """seed of minibatches and initialisation"""
     on_batch: Count = 16

@@ -26,6 +26,7 @@ from cedkv.memory.bank import MemoryBank
 from cedkv.train.clock import Clock
 from cedkv.train.delimiter_watch import DelimiterWatch
 from cedkv.train.experiment import Experiment
+from cedkv.train.finite import FiniteWatch
 from cedkv.train.hard_pool import HardPool, mine
 from cedkv.train.keep import Keeper, fixed_on_loss
 from cedkv.train.loss_source import LossSource, Proxies
@@ -70,7 +71,8 @@ class Trainer:
         self.pool = HardPool((), ())
         self.proxies, self.scale = Proxies(experiment), Scale()
         self.source = LossSource(self.phase3.loss.source, self.phase3.loss.proxy_min_spearman)
-        self.ticks = self.nonfinite = 0
+        self.ticks = 0
+        self.finite = FiniteWatch(train.nonfinite_patience, warn)
         self.keeper = Keeper(self.bank, limit)
         self.system = SystemMetrics() if experiment.config.tracking.system_metrics else None
         delimiter = self.phase3.candidate.delimiter
@@ -97,6 +99,7 @@ class Trainer:
             metrics = self._step(step)
             metrics[ledger.STEPS_PER_SECOND] = (step + 1) / (time.perf_counter() - started)
             self.log.log_metrics(metrics, step)
+            self.finite.check()
             after_step(step)
         result = self.tick(train.steps)
         if result is None or train.keep == "best_feasible":
@@ -118,16 +121,15 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.bank.parameters() if p.grad is not None]
         ).item()
-        if math.isfinite(total.item()) and math.isfinite(norm):
-            self.optimiser.step()
-        else:
-            self.nonfinite += 1
         losses = {
             ledger.LOSS: total.item(),
             ledger.LOSS_ON: terms.on.item(),
             ledger.LOSS_OFF: terms.off.item(),
             ledger.LOSS_STR: terms.structure.item(),
         }
+        prompts = [experiment.encoded.on_train[i].source.id for i in on]
+        if self.finite.observe(step, {**losses, ledger.GRAD_NORM: norm}, prompts):
+            self.optimiser.step()
         self.traces.loss.append({"step": step, **losses})
         if not self.traces.topk or self.traces.topk[-1]["topk"] != k:
             self.traces.topk.append({"step": step, "topk": k})
@@ -138,7 +140,7 @@ class Trainer:
             ledger.LAMBDA_OFF: self.dual.lambda_off,
             ledger.TOPK: k,
             ledger.GRAD_NORM: norm,
-            ledger.NONFINITE_STEPS: self.nonfinite,
+            ledger.NONFINITE_STEPS: self.finite.total,
             **_measured({ledger.SLOT_MASS_ON: terms.slot_mass_on, ledger.SLOT_MASS_OFF: terms.slot_mass_off}),
             ledger.PROXY_USED: float(self.source.used != "hf"),
             ledger.EFFECTIVE_POPULATION_TAIL: loss.off.cvar_tail_fraction

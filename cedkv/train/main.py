@@ -116,6 +116,8 @@ def run_training(
             if trainer.delimiters.first_step is not None:
                 run.set_tags({ledger.TAG_DELIMITER: str(trainer.delimiters.first_step)})
             _log_traces(log, trainer)
+            if trainer.finite.lost:
+                _log_memory(log, experiment, trainer.traces.topk[-1]["topk"])
         log.log_metrics(clock.metrics(), outcome.step)
     with clock.part("finish"):
         _publish(run.run_id, uri, config, progress)
@@ -281,11 +283,15 @@ def _log_result(run: RunLog, experiment: Experiment, outcome: Outcome) -> None:
         },
         outcome.step,
     )
+    _log_memory(run, experiment, outcome.k)
+
+
+def _log_memory(run: RunLog, experiment: Experiment, k: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tensors, meta = write_memory(
             Path(folder),
             experiment.bank,
-            outcome.k,
+            k,
             experiment.loaded.fingerprint,
             config_hash(experiment.config),
         )

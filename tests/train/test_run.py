@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,37 @@ def test_numbers_that_are_not_finite_are_logged_as_such_and_counted(small_config
         None
     ] * 3
     assert math.isfinite(run.metrics[ledger.P99_STRESS])
+
+
+def test_steps_in_a_row_that_are_not_finite_end_the_run_with_the_memory_as_it_was(
+    small_config, store_uri, monkeypatch, capsys
+):
+    from cedkv.train.finite import NonFiniteError
+
+    compute, calls = loop.loss_terms, []
+
+    def broken(*args, **options):
+        terms = compute(*args, **options)
+        calls.append(1)
+        bad = len(calls) == 3 or len(calls) > 5  # one alone, then all: steps 2, and from 5 on
+        return replace(terms, off=terms.off * math.inf) if bad else terms
+
+    monkeypatch.setattr(loop, "loss_terms", broken)
+    with pytest.raises(
+        NonFiniteError, match=r"3 steps in a row were not finite, since step 5 \(phase3_loss, phase3_loss_off"
+    ):
+        start(small_config, store_uri, "phase3.train.nonfinite_patience=3", "phase3.train.lr=0.1")
+    run = only_run(store_uri)
+    assert run.status == "FAILED"
+    assert run.tags[ledger.TAG_ERROR].startswith("NonFiniteError: 3 steps in a row")
+    assert "ON prompts doc-" in run.tags[ledger.TAG_ERROR]
+    assert run.metrics[ledger.NONFINITE_STEPS] == 4
+    told = [line for line in capsys.readouterr().err.splitlines() if "the step is skipped" in line]
+    assert len(told) == 2  # one line where a row begins, not one for each step
+    (tensors,) = Path(store_uri.removeprefix("sqlite:///")).parent.glob(
+        f"**/{run.run_id}/**/{ledger.MEMORY_TENSORS}"
+    )
+    assert all(tensor.isfinite().all() for tensor in load_file(tensors).values())
 
 
 def test_several_processes_are_refused_before_anything_else(small_config, tmp_path, monkeypatch):
