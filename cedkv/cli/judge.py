@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -72,7 +73,8 @@ def _run_ids(arguments: argparse.Namespace) -> list[str]:
     if not arguments.latest:
         from cedkv.tracking.names import check_run_id
 
-        return [check_run_id(run_id) for run_id in dict.fromkeys(arguments.run_ids)]
+        whole = [check_run_id(whole_id(arguments, run_id)) for run_id in arguments.run_ids]
+        return list(dict.fromkeys(whole))
     from cedkv.tracking.reader import latest_run
 
     return [latest_run(arguments.experiment or DEFAULT_EXPERIMENT, store(arguments)).run_id]
@@ -95,7 +97,11 @@ def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord
                 f"experiment {experiment!r} has no runs; train one, or name another with --experiment"
             )
         return
-    record = latest_run(experiment, uri) if arguments.latest else read_run(arguments.run_id, uri)
+    record = (
+        latest_run(experiment, uri)
+        if arguments.latest
+        else read_run(whole_id(arguments, arguments.run_id), uri)
+    )
     around = surroundings(record.experiment_id, uri, remember=remember)
     if arguments.experiment and around.experiment != arguments.experiment:
         raise UserError(
@@ -103,6 +109,16 @@ def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord
             "leave --experiment out, or name a run of it"
         )
     yield record, around
+
+
+def whole_id(arguments: argparse.Namespace, run_id: str) -> str:
+    """A run's id from its beginning, six digits or more, as reports and pages shorten it; anything else as it is."""
+    if not re.fullmatch("[0-9a-f]{6,31}", run_id):
+        return run_id
+    from cedkv.tracking.reader import whole_run_id
+
+    experiment = getattr(arguments, "experiment", None) or DEFAULT_EXPERIMENT
+    return whole_run_id(run_id, experiment, store(arguments))
 
 
 def _rendered(arguments: argparse.Namespace, verdicts: list[Verdict]) -> str:

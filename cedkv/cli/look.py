@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cedkv.cli.judge import DEFAULT_EXPERIMENT, store
+from cedkv.cli.judge import DEFAULT_EXPERIMENT, store, whole_id
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def report_html(arguments: argparse.Namespace, run_ids: Sequence[str]) -> None:
 
 def warnings(arguments: argparse.Namespace) -> int:
     """List what the rules say; or acknowledge one of them with a note."""
+    if arguments.run_id is not None:
+        arguments.run_id = whole_id(arguments, arguments.run_id)
     desk = _desk(arguments, _pages(arguments))
     if arguments.acknowledge is not None:
         return _acknowledge(arguments, desk)

@@ -80,7 +80,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _run(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Which run, in which store."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run")
+    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning")
     which.add_argument("--latest", action="store_true", help="the newest run of the experiment")
     if several:
         which.add_argument("--all", action="store_true", help="every run of the experiment, a line each")
@@ -97,12 +97,12 @@ def _store(parser: argparse.ArgumentParser) -> None:
 
 
 def _reproduce(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run")
+    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
     _store(parser)
 
 
 def _certify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run")
+    parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
     _store(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the certificate")
 
@@ -156,7 +156,7 @@ def _ui(parser: argparse.ArgumentParser) -> None:
 
 def _warnings(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run; default: the newest")
+    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning; default: the newest")
     which.add_argument("--all", action="store_true", help="every run of the experiment")
     parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
     parser.add_argument(

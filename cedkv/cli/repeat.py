@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cedkv.cli.judge import store
+from cedkv.cli.judge import store, whole_id
 
 if TYPE_CHECKING:
     from cedkv.train.reproduction import Repeat
@@ -21,7 +21,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from cedkv.release.exit_codes import GATE_FAILED, PASS
     from cedkv.train.reproduction import reproduce as run_again
 
-    repeat = run_again(arguments.run_id, store(arguments), _say)
+    repeat = run_again(whole_id(arguments, arguments.run_id), store(arguments), _say)
     print(_compared(repeat))
     return PASS if repeat.same_gates else GATE_FAILED
 
@@ -55,7 +55,7 @@ def certify(arguments: argparse.Namespace) -> int:
     from cedkv.train.certification import certify as open_sealed_set
 
     try:
-        verdict = open_sealed_set(arguments.run_id, store(arguments), _say)
+        verdict = open_sealed_set(whole_id(arguments, arguments.run_id), store(arguments), _say)
     except BudgetSpentError as spent:
         print(f"cedkv: {spent}", file=sys.stderr)
         return BUDGET_SPENT

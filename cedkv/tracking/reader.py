@@ -167,6 +167,24 @@ def fetch(run_id: str, paths: Iterable[str], uri: str, folder: Path) -> list[Pat
     return [copied for copied in found.values() if copied is not None]
 
 
+def whole_run_id(beginning: str, experiment: str, uri: str) -> str:
+    """The id of the run of ``experiment`` that begins like this, as reports shorten ids; deleted runs included.
+
+    Raises ``UserError`` where no run of it does, or several do.
+    """
+    check_experiment(experiment)
+    with _Store(uri) as store:
+        ids = store.ask(lambda source: source.ids(experiment, None, view_all=True))
+    found = [run_id for run_id in ids if run_id.startswith(beginning)]
+    if len(found) != 1:
+        told = f"{len(found)} runs" if found else "no run"
+        raise UserError(
+            f"{told} of experiment {experiment!r} in {shown(uri)} begin with {beginning!r}; give the whole id, or name another "
+            "experiment with --experiment"
+        )
+    return found[0]
+
+
 def read_experiment(experiment_id: str, uri: str) -> tuple[str, dict[str, str]]:
     """Name and tags of an experiment; ``UserError`` where the store has none of that id."""
     with _Store(uri) as store:

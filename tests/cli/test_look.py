@@ -76,6 +76,17 @@ def test_the_status_is_for_scripts_until_somebody_takes_note(runs, capsys, store
     assert json.loads(tag) == {"note": "known; 한국어 <b>"}
 
 
+def test_a_run_may_be_named_by_the_beginning_of_its_id_as_reports_shorten_it(runs, capsys):
+    assert main(["warnings", runs["ill"][:8], "--format", "json"]) == 0
+    assert {alert["run_id"] for alert in warned(capsys)} == {runs["ill"]}
+    for command in ("gate", "report"):
+        main([command, runs["ill"][:8]])
+        assert runs["ill"] in capsys.readouterr().out
+    absent = "fffffff" if not runs["ill"].startswith("fffffff") else "eeeeeee"
+    assert main(["gate", absent]) == 2
+    assert "no run of experiment 'cedkv' in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
