@@ -156,7 +156,9 @@ def _ui(parser: argparse.ArgumentParser) -> None:
 
 def _warnings(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning; default: the newest")
+    which.add_argument(
+        "run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning; default: the newest"
+    )
     which.add_argument("--all", action="store_true", help="every run of the experiment")
     parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
     parser.add_argument(

@@ -69,7 +69,7 @@ def area(panel: Area, view: View) -> Drawn:
     runs = [run for run in view.runs if any(run.named(pattern) for pattern in panel.metrics)]
     if not runs:
         return _nothing(panel, panel.metrics)
-    made, chosen, _ = style.facets(runs)
+    made, chosen, about = style.facets(runs)
     for column, run in enumerate(chosen, start=1):
         over = [name for pattern in panel.over for name in run.named(pattern)]
         stacked = [name for pattern in panel.metrics for name in run.named(pattern) if name not in over]
@@ -104,7 +104,7 @@ def area(panel: Area, view: View) -> Drawn:
         style.draw_limits(made, run, panel.limits, column=column)
     made.update_xaxes(title_text="step")
     made.update_yaxes(title_text=panel.unit, row=1, col=1)
-    return Drawn(panel, figure=made)
+    return Drawn(panel, figure=made, about=about)
 
 
 def bar(panel: Bar, view: View) -> Drawn:

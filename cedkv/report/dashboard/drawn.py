@@ -75,6 +75,8 @@ class Drawn:
     tiles: tuple[Tile, ...] = ()
     grids: tuple[Grid, ...] = ()
     empty: str = ""
+    about: str = ""
+    """What was left out."""
 
 
 def cell(value: Any) -> Cell:

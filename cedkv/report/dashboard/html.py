@@ -63,9 +63,10 @@ def _section(page: Page, panels: Sequence[Drawn]) -> str:
 
 def _panel(name: str, drawn: Drawn) -> str:
     panel = drawn.panel
+    about = f'<p class="quiet">{escape.markup(drawn.about)}</p>' if drawn.about else ""
     return (
         f'<section class="panel {panel.width}"><h3>{escape.markup(panel.title)}</h3>'
-        f'<p class="quiet">{escape.markup(panel.note)}</p>{_body(quoted(name), drawn)}</section>'
+        f'<p class="quiet">{escape.markup(panel.note)}</p>{about}{_body(quoted(name), drawn)}</section>'
     )
 
 

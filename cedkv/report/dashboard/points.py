@@ -23,7 +23,7 @@ def scatter(panel: Scatter, view: View) -> Drawn:
     with_rows = _with_rows(view.runs, panel.rows)
     if not with_rows:
         return _nothing(panel, panel.rows)
-    made, chosen, _ = style.facets([run for run, _ in with_rows], height=380)
+    made, chosen, about = style.facets([run for run, _ in with_rows], height=380)
     frames: dict[float | str, list[int]] = {}
     for column, run in enumerate(chosen, start=1):
         for (frame, group), rows in _grouped(with_rows[column - 1][1], panel).items():
@@ -35,7 +35,7 @@ def scatter(panel: Scatter, view: View) -> Drawn:
     made.update_yaxes(title_text=escape.markup(f"{panel.y} {panel.unit}".strip()), row=1, col=1)
     if panel.frame is not None and len(frames) > 1:
         style.slide(made, sorted(frames.items(), key=_by_frame), panel.frame)
-    return Drawn(panel, figure=made)
+    return Drawn(panel, figure=made, about=about)
 
 
 def _grouped(rows: Rows, panel: Scatter) -> dict[tuple[float | str, str], list[Mapping[str, Any]]]:
@@ -145,7 +145,7 @@ def heatmap(panel: Heatmap, view: View) -> Drawn:
     with_rows = _with_rows(view.runs, panel.rows)
     if not with_rows:
         return _nothing(panel, panel.rows)
-    made, chosen, _ = style.facets([run for run, _ in with_rows], height=420)
+    made, chosen, about = style.facets([run for run, _ in with_rows], height=420)
     frames: dict[float | str, list[int]] = {}
     for column, run in enumerate(chosen, start=1):
         by_frame: dict[float | str, list[Mapping[str, Any]]] = {}
@@ -160,7 +160,7 @@ def heatmap(panel: Heatmap, view: View) -> Drawn:
     made.update_yaxes(autorange="reversed", type="category")
     if panel.frame is not None and len(frames) > 1:
         style.slide(made, sorted(frames.items(), key=_by_frame), panel.frame)
-    return Drawn(panel, figure=made)
+    return Drawn(panel, figure=made, about=about)
 
 
 def _shades(panel: Heatmap, rows: Rows, top: float | None, *, bar: bool) -> go.Heatmap:

@@ -65,12 +65,8 @@ def facets(runs: Sequence[RunView], *, height: int = 340) -> tuple[go.Figure, li
     """A figure with a chart for each of the first runs, those runs, and what was left out."""
     chosen = list(runs[:MOST_RUNS])
     titles = [run.label for run in chosen] if len(chosen) > 1 else []
-    left = len(runs) - len(chosen)
-    return (
-        figure(len(chosen), titles, height=height),
-        chosen,
-        f"; {left} more runs are not drawn" if left else "",
-    )
+    about = f"The first {len(chosen)} of {len(runs)} runs." if len(chosen) < len(runs) else ""
+    return figure(len(chosen), titles, height=height), chosen, about
 
 
 def draw_limits(
