@@ -76,14 +76,18 @@ def serving(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
                 "--workers",
                 "1",
             ],
-            env=os.environ | {**_QUIET},
+            env=os.environ | _QUIET,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        # In a group of its own the server hears neither a SIGTERM nor a closed terminal: it would be left behind.
-        before = {kind: signal.signal(kind, _leave) for kind in (signal.SIGTERM, signal.SIGHUP)}
+        # In a group of its own the server hears neither a SIGTERM nor a closed terminal: it would be left behind. What
+        # this process was told to ignore (nohup) it goes on ignoring.
+        heard = [
+            kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) is not signal.SIG_IGN
+        ]
+        before = {kind: signal.signal(kind, _leave) for kind in heard}
         try:
             _wait(server, port, said)
             yield server

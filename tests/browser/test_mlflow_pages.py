@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +34,7 @@ def addresses(shown) -> Iterator[dict[str, str]]:
         if name == "Ctrl-C":
             break
     yield found
-    ui.send_signal(signal.SIGINT)
+    ui.terminate()
     ui.communicate(timeout=60)
 
 

@@ -34,7 +34,14 @@ def started(store: str, port: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hears,  # noqa: PLW1509 - two calls of signal, nothing else
     )
+
+
+def _hears() -> None:
+    """Whoever runs these tests in the background has Ctrl-C ignored, and so would the command."""
+    for kind in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(kind, signal.SIG_DFL)
 
 
 def lines_until_ready(ui: subprocess.Popen[str]) -> list[str]:
