@@ -160,12 +160,10 @@ def _pages(arguments: argparse.Namespace) -> tuple[Page, ...]:
 
 
 def _desk(arguments: argparse.Namespace, pages: Sequence[Page]) -> Desk:
-    from cedkv.train.desk import Desk
+    from cedkv.train.desk import Desk, experiment_of
 
     uri, experiment = store(arguments), arguments.experiment
     run_id = getattr(arguments, "run_id", None)
     if experiment is None and run_id is not None:
-        from cedkv.tracking.reader import find_run, read_experiment
-
-        experiment, _ = read_experiment(find_run(run_id, uri)[0].experiment_id, uri)
+        experiment = experiment_of(run_id, uri)
     return Desk(experiment or DEFAULT_EXPERIMENT, uri, pages)

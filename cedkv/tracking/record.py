@@ -29,6 +29,11 @@ class Series:
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
+    def points(self) -> tuple[list[int], list[float]]:
+        """Steps and values, as many of one as of the other, though another thread may be adding a point."""
+        count = min(len(self.steps), len(self.values))
+        return self.steps[:count], self.values[:count]
+
 
 @dataclass(frozen=True, slots=True)
 class StressRow:

@@ -27,6 +27,11 @@ MOST_REMEMBERED: Final = 256
 """Artifacts, records and verdicts that are kept; the oldest go first."""
 
 
+def experiment_of(run_id: str, uri: str) -> str:
+    """The name of the experiment that a run is in; ``UserError`` where the store has no such run."""
+    return read_experiment(find_run(run_id, uri)[0].experiment_id, uri)[0]
+
+
 def report_page(run_ids: Sequence[str], uri: str, pages: Sequence[Page]) -> str:
     """The pages over runs of one experiment as one HTML file.
 
@@ -35,7 +40,7 @@ def report_page(run_ids: Sequence[str], uri: str, pages: Sequence[Page]) -> str:
     """
     from cedkv.report.dashboard.html import to_html  # imports plotly, which takes a second
 
-    experiment, _ = read_experiment(find_run(run_ids[0], uri)[0].experiment_id, uri)
+    experiment = experiment_of(run_ids[0], uri)
     view = Desk(experiment, uri, pages).view(run_ids)
     known = {run.record.run_id for run in view.runs}
     missing = [run_id for run_id in run_ids if run_id not in known]
@@ -81,10 +86,13 @@ class Desk:
         """The runs of the experiment by start time, without their artifacts; deleted ones excepted."""
         return list_runs(self.experiment, self.uri, view_all=False)
 
-    def view(self, run_ids: Iterable[str]) -> View:
-        """The runs of these ids as they are now. Ids that the experiment does not have are left out."""
+    def view(self, run_ids: Iterable[str], listed: Sequence[RunRecord] | None = None) -> View:
+        """The runs of these ids as they are now. Ids that the experiment does not have are left out.
+
+        ``listed`` where `listed` has just been asked.
+        """
         with self._lock:
-            listed = self.listed()
+            listed = self.listed() if listed is None else listed
             by_id = {run.run_id: run for run in listed}
             wanted = [run_id for run_id in dict.fromkeys(run_ids) if run_id in by_id]
             self._feed.refresh(wanted)

@@ -86,9 +86,7 @@ def _values(run: RunView, rule: Rule) -> list[tuple[int, float]]:
     series = run.history.get(rule.metric)
     if series is None:
         return []
-    pairs = [
-        (step, value) for step, value in zip(series.steps, series.values, strict=True) if math.isfinite(value)
-    ]
+    pairs = [(step, value) for step, value in zip(*series.points(), strict=True) if math.isfinite(value)]
     return pairs if rule.at == "any" else pairs[-1:]
 
 

@@ -31,6 +31,7 @@ WARNINGS: Final = "warnings"
 
 MOST_RUNS: Final = 20
 REFRESH_MS: Final = 3000
+"""How often a page asks for what is new."""
 
 _POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -46,21 +47,20 @@ class Source(Protocol):
     def listed(self) -> list[RunRecord]:
         """The runs of the experiment, without artifacts."""
 
-    def view(self, run_ids: Iterable[str]) -> View:
-        """These runs as they are now."""
+    def view(self, run_ids: Iterable[str], listed: Sequence[RunRecord] | None = None) -> View:
+        """These runs as they are now; ``listed`` where the runs have just been listed."""
 
     def acknowledge(self, run_id: str, rule: str, note: str) -> None:
         """Keep a note on a warning with its run."""
 
 
-def make_app(source: Source, pages: Sequence[Page], port: int, refresh_ms: int = REFRESH_MS) -> dash.Dash:
+def make_app(source: Source, pages: Sequence[Page], port: int) -> dash.Dash:
     """The app; ``app.server`` is its WSGI application.
 
     Args:
         source: the runs.
         pages: what is shown of them.
         port: where it will listen; requests for another host or port are refused.
-        refresh_ms: how often a page asks for what is new.
     """
     server = Flask("cedkv")
     _guard(server, port)
@@ -73,7 +73,7 @@ def make_app(source: Source, pages: Sequence[Page], port: int, refresh_ms: int =
         serve_locally=True,
         suppress_callback_exceptions=True,
     )
-    app.layout = lambda: _frame(source, refresh_ms)
+    app.layout = lambda: _frame(source)
     _register(app, source, pages)
     return app
 
@@ -114,11 +114,11 @@ def _guard(server: Flask, port: int) -> None:
 # ---- the frame -------------------------------------------------------------------------------------------------------
 
 
-def _frame(source: Source, refresh_ms: int) -> Any:
+def _frame(source: Source) -> Any:
     return html.Div(
         [
             dcc.Location(id="address", refresh="callback-nav"),
-            dcc.Interval(id="tick", interval=refresh_ms),
+            dcc.Interval(id="tick", interval=REFRESH_MS),
             dcc.Store(id="seen"),
             html.Header(
                 [
@@ -191,7 +191,7 @@ def _register_pages(app: dash.Dash, source: Source, pages: Sequence[Page]) -> No
         keep = dash.no_update
         try:
             listed = source.listed()
-            view = source.view(chosen(search, listed))
+            view = source.view(chosen(search, listed), listed)
             alerts = [alert for run in view.runs for alert in view.alerts(run)]
             now = _digest(slug, view, alerts)
             if now == seen and ctx.triggered_id == "tick":

@@ -73,30 +73,23 @@ def area(panel: Area, view: View) -> Drawn:
     for column, run in enumerate(chosen, start=1):
         over = [name for pattern in panel.over for name in run.named(pattern)]
         stacked = [name for pattern in panel.metrics for name in run.named(pattern) if name not in over]
-        for place, name in enumerate(stacked):
-            shade = style.OF_TYPE.get(name.rpartition("/")[2], style.colour(place))
+        shades = [
+            style.OF_TYPE.get(name.rpartition("/")[2], style.colour(n)) for n, name in enumerate(stacked)
+        ]
+        looks: list[tuple[str, dict[str, Any]]] = [
+            (name, {"stackgroup": f"run {column}", "line": {"color": shade, "width": 0.5}})
+            for name, shade in zip(stacked, shades, strict=True)
+        ]
+        looks += [(name, {"line": {"color": "#8c8c8c", "width": 2, "dash": "dot"}}) for name in over]
+        for name, look in looks:
             made.add_trace(
                 go.Scatter(
                     **_points(run.history[name]),
+                    **look,
                     name=escape.markup(name.rpartition("/")[2], 60),
                     legendgroup=name,
                     showlegend=column == 1,
                     mode="lines",
-                    stackgroup=f"run {column}",
-                    line={"color": shade, "width": 0.5},
-                ),
-                row=1,
-                col=column,
-            )
-        for name in over:
-            made.add_trace(
-                go.Scatter(
-                    **_points(run.history[name]),
-                    name=escape.markup(name.rpartition("/")[2], 60),
-                    legendgroup=name,
-                    showlegend=column == 1,
-                    mode="lines",
-                    line={"color": "#8c8c8c", "width": 2, "dash": "dot"},
                 ),
                 row=1,
                 col=column,
@@ -148,8 +141,8 @@ def _one_of(name: str, patterns: Sequence[str]) -> bool:
 
 def _points(series: Series) -> dict[str, Any]:
     """A series by step, at most `MOST_POINTS` of it; of several values at one step the last one logged."""
-    count = min(len(series.steps), len(series.values))  # a refresh for another reader may be adding one
-    steps, values = np.asarray(series.steps[:count]), np.asarray(series.values[:count], dtype=float)
+    held = series.points()
+    steps, values = np.asarray(held[0]), np.asarray(held[1], dtype=float)
     if len(steps) > 1 and (np.diff(steps) <= 0).any():
         order = np.argsort(steps, kind="stable")
         steps, values = steps[order], values[order]

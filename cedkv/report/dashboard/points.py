@@ -205,7 +205,6 @@ def runs(panel: Runs, view: View) -> Drawn:
                     "opacity": 0.85,
                 },
                 text=[escape.markup(f"{run.name} ({run.run_id[:8]})", 120) for run, _, _ in here],
-                customdata=[run.run_id for run, _, _ in here],
                 hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
             )
         )

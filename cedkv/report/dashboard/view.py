@@ -42,7 +42,7 @@ class RunView:
         """The last finite value of a metric."""
         value = self.record.metrics.get(metric)
         if value is None and metric in self.history:
-            value = self.history[metric].values[-1]
+            value = next(reversed(self.history[metric].values), None)
         return value if value is not None and math.isfinite(value) else None
 
     def named(self, pattern: str) -> list[str]:

@@ -68,3 +68,10 @@ def test_the_most_serious_rules_come_first():
     rules = [rule(name=f"r-{level}", level=level, over={"at": 0}) for level in ("info", "error", "warning")]
     page = Page.model_validate({"page": "p", "panels": panels, "warnings": rules})
     assert [found.level for found in rules_of([page])] == ["error", "warning", "info"]
+
+
+def test_a_point_that_is_just_being_added_is_left_out(looks):
+    run = looks.run({"m": {0: 1.0}})
+    run.history["m"].steps.append(1)  # its value comes in a moment, from another thread
+    (alert,) = alerts_of(run, [rule(at="any", over={"at": 0})])
+    assert (alert.step, alert.value) == (0, 1.0)
