@@ -129,6 +129,8 @@ TAG_TEACHER: Final = (
 TAG_KEPT: Final = "cedkv.kept"  # the memory a run ended with: `last`, or `best_feasible@<step>`
 TAG_DELIMITER: Final = "cedkv.warn.delimiter_first_step"  # when a slot or state first came near the cap
 TAG_ERROR: Final = "cedkv.error"
+TAG_RESUMED: Final = "cedkv.resumed"  # the steps that were done, each time the run went on, e.g. `25, 60`
+TAG_CHANGED: Final = "cedkv.changed"  # JSON: what a resumed run was allowed to change, by name [was, is]
 TAG_SOURCE_LOSS: Final = (
     "cedkv.source.loss"  # hf, proxy, blend or auto; `auto, hf from step <n>` where it was left
 )

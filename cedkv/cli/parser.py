@@ -69,12 +69,21 @@ def _source(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="configuration, e.g. configs/smoke.yaml"
-    )
+    parser.add_argument("--config", metavar="FILE", help="configuration, e.g. configs/smoke.yaml")
     _source(parser)
     parser.add_argument("--explore", action="store_true", help="flag the run for the exploration milestone")
-    parser.add_argument("--resume", metavar="RUN_ID", help="continue an interrupted run (not available yet)")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_ID",
+        help="go on with an interrupted run, in its own configuration or --config",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="with --resume: a setting, a group of settings or a tag that may differ from what the run began with",
+    )
 
 
 def _run(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

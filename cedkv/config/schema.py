@@ -15,8 +15,9 @@ from cedkv.core.hashing import content_hash
 EMBEDDED: Final = "embedded"
 """Name of the model that ships inside the package."""
 
-NOT_HASHED: Final = {"tracking", "base_dir"}
-"""Where a run is logged and where the files lie do not change its numbers; their content has hashes of its own."""
+NOT_HASHED: Final = {"tracking", "checkpoint", "base_dir"}
+"""Where a run is logged, how often it is saved and where the files lie do not change its numbers; the files' content has
+hashes of its own."""
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -84,6 +85,13 @@ class Tracking(Section):
     """name of the run; null: phase, size and seed"""
 
 
+class Checkpoint(Section):
+    """What an interrupted run goes on from (`--resume`)."""
+
+    every: Annotated[int, Field(ge=0)] = 25
+    """steps between checkpoints; 0: only where a run is interrupted or its training is done"""
+
+
 class Config(Section):
     """A resolved configuration: every key has its value, every rule holds."""
 
@@ -92,6 +100,7 @@ class Config(Section):
     model: Model = section(Model)
     data: Annotated[GeneratedData | JsonlData, Field(discriminator="source")] = section(GeneratedData)
     tracking: Tracking = section(Tracking)
+    checkpoint: Checkpoint = section(Checkpoint)
     phase3: Phase3 = section(Phase3)
 
     @model_validator(mode="after")

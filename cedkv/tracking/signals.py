@@ -41,6 +41,7 @@ class SignalGuard:
         self._holding = False
         self._held: BaseException | None = None
         self._interrupts = 0
+        self._doing = ""
 
     def install(self) -> None:
         """Take over SIGTERM and SIGHUP; SIGINT keeps its handler, which raises ``KeyboardInterrupt``."""
@@ -52,9 +53,14 @@ class SignalGuard:
         if interrupt is signal.default_int_handler:  # someone's own handler knows better
             self._take(signal.SIGINT, self._interrupt)
 
-    def hold(self) -> None:
-        """From now on remember signals instead of raising."""
-        self._interrupts = 0
+    @property
+    def waiting(self) -> bool:
+        """Whether a signal is held back."""
+        return self._held is not None
+
+    def hold(self, doing: str = "finishing the log") -> None:
+        """From now on remember signals instead of raising; `doing` is what an interrupt is told to wait for."""
+        self._interrupts, self._doing = 0, doing
         self._holding = True
 
     def release(self) -> None:
@@ -87,7 +93,7 @@ class SignalGuard:
         if self._holding and self._interrupts >= _ABANDON_AFTER:
             raise KeyboardInterrupt
         if self._holding:
-            _log.warning("finishing the log; press Ctrl-C again (%d in all) to abandon it", _ABANDON_AFTER)
+            _log.warning("%s; press Ctrl-C again (%d in all) to abandon it", self._doing, _ABANDON_AFTER)
         self._raise(KeyboardInterrupt())
 
     def _raise(self, error: BaseException) -> None:

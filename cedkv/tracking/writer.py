@@ -29,11 +29,10 @@ from cedkv.tracking.backend import (
 from cedkv.tracking.encode import encode_json, encode_lines
 from cedkv.tracking.names import MAX_TAG, check_artifact_path, check_experiment, check_key, clip, flatten
 from cedkv.tracking.outbox import Outbox
+from cedkv.tracking.reopen import NONFINITE_PREFIX, Before, Resumed, reopen
 from cedkv.tracking.signals import SignalGuard, Terminated
 from cedkv.tracking.store import database_path, is_sqlite, open_client, prepare_store, shown
 
-NONFINITE_PREFIX: Final = "nonfinite/"
-"""Prefix of the metric that counts how often a metric or an artifact held NaN or an infinity."""
 PARAMS_PER_REQUEST: Final = 100
 METRICS_PER_REQUEST: Final = 1000
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
@@ -52,6 +51,7 @@ class RunWriter:
         name: the run's name; not unique, and never its identity. ``None`` lets MLflow choose one.
         tags: logged at the start. Values over 5,000 characters end in their hash.
         params: nested settings, logged flat with dotted names. Values over 6,000 characters end in their hash.
+        resumes: the run that goes on, and where; `tags` are set on it, its name and parameters stay as they are.
         close_timeout_s: seconds the end of the run waits for the store to take what is queued.
 
     ``log_*`` and ``set_tags`` queue and return; one thread writes, in order. When the store fails, the next call and
@@ -77,11 +77,13 @@ class RunWriter:
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        resumes: Resumed | None = None,
         close_timeout_s: float = 300.0,
     ) -> None:
         self.uri, self.experiment, self.name = uri, check_experiment(experiment), name
         self._tags = _checked_tags(tags or {})
         self._params = list(flatten(params or {}))
+        self._resumes, self._before = resumes, Before()
         self._close_timeout_s = close_timeout_s
         self._guard = SignalGuard()
         self._nonfinite: Counter[str] = Counter()
@@ -101,8 +103,9 @@ class RunWriter:
             raise
         self._outbox: Outbox[Metric] = Outbox(self._send, batch=METRICS_PER_REQUEST)
         try:
-            with store_errors(f"logging the settings to {shown(self.uri)}"):
-                self._log_params()
+            if self._resumes is None:
+                with store_errors(f"logging the settings to {shown(self.uri)}"):
+                    self._log_params()
             self._guard.release()
         except BaseException as error:
             self._end(error)
@@ -118,7 +121,7 @@ class RunWriter:
         """Log ``metrics`` at ``step``; values are anything ``float`` takes (numbers, booleans, 0-d tensors)."""
         now = time.time_ns() // 1_000_000
         numbers = {self._checked(name): float(value) for name, value in metrics.items()}
-        records = []
+        records: list[Metric] = []
         for name, number in numbers.items():
             if math.isfinite(number):
                 records.append(Metric(name, number, now, step))
@@ -126,7 +129,7 @@ class RunWriter:
                 self._nonfinite[name] += 1
                 records.append(Metric(name, math.nan, now, step))
                 records.append(Metric(NONFINITE_PREFIX + name, float(self._nonfinite[name]), now, step))
-        self._outbox.put(records)
+        self._outbox.put([record for record in records if self._before.is_new(record.key, record.step)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or overwrite tags."""
@@ -161,7 +164,27 @@ class RunWriter:
         """Return when everything logged so far is in the store."""
         self._outbox.flush()
 
+    def hold_signals(self) -> None:
+        """Until `release_signals`, signals wait: a step is never torn apart. The third Ctrl-C does not."""
+        self._guard.hold("finishing the step")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal waits."""
+        return self._guard.waiting
+
+    def release_signals(self) -> None:
+        """Raise what waits, and from now on at once."""
+        self._guard.release()
+
     def _start(self) -> None:
+        if self._resumes is not None:
+            run, self._before = reopen(self._client, self._resumes)
+            self._nonfinite = self._before.nonfinite
+            self._client.log_batch(run.info.run_id, tags=[RunTag(*item) for item in self._tags.items()])
+            self.experiment_id, self.run_id = run.info.experiment_id, run.info.run_id
+            self.name, self.start_time_ms = run.info.run_name, run.info.start_time
+            return
         self.experiment_id = _experiment_id(self._client, self.experiment, self.uri)
         run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
         self.run_id, self.name = run.info.run_id, run.info.run_name

@@ -49,6 +49,12 @@ class Clock:
         self._book()
         return {name: self._seconds[name] for name in ledger.PARTS if name in self._seconds}
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count in what a part of the run took that was in another process."""
+        for name, value in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + value
+        self._started -= sum(seconds.values())
+
     def metrics(self) -> dict[str, float]:
         """Seconds so far, by their names in the log, and in total."""
         parts = {ledger.seconds(name): value for name, value in self.seconds.items()}

@@ -28,7 +28,7 @@ class DelimiterWatch:
         self, cap: float, ratio: float, documents: Sequence[str], warn: Callable[[str], None]
     ) -> None:
         self._cap, self._limit, self._documents, self._warn = cap, ratio * cap, documents, warn
-        self._near: set[tuple[str, int | None]] = set()
+        self.near: set[tuple[str, int | None]] = set()
         self.first_step: int | None = None
         self.changes: list[dict[str, Any]] = []
 
@@ -51,7 +51,7 @@ class DelimiterWatch:
             for document, row, mean in zip(self._documents, slots, states, strict=True)
             for slot, value in (*enumerate(row), (None, mean))
         }
-        for place in sorted(self._near ^ now.keys(), key=str):
+        for place in sorted(self.near ^ now.keys(), key=str):
             change = "near" if place in now else "left"
             self.changes.append(
                 {
@@ -64,9 +64,9 @@ class DelimiterWatch:
                     "change": change,
                 }
             )
-        if now and not self._near:
+        if now and not self.near:
             self._say(step, now)
-        self._near = set(now)
+        self.near = set(now)
         of_states = sum(slot is None for _, slot in now)
         return {
             ledger.WARN_DELIMITER_SLOTS: float(len(now) - of_states),

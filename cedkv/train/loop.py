@@ -77,6 +77,7 @@ class Trainer:
         self.system = SystemMetrics() if experiment.config.tracking.system_metrics else None
         delimiter = self.phase3.candidate.delimiter
         self.delimiters = DelimiterWatch(delimiter.mass_cap, delimiter.warn_ratio, self.bank.documents, warn)
+        self.done = 0  # steps; more than 0 at the start of a run that is resumed
 
     def k_at(self, step: int) -> int:
         """Candidates a slot may mix at `step`."""
@@ -84,23 +85,24 @@ class Trainer:
         return topk_at(min(1.0, step / train.steps), train.topk_schedule, train.topk_milestones)
 
     def run(self, after_step: Callable[[int], object] = lambda _: None) -> Outcome:
-        """Train; `after_step(step)` is called when a step is done and logged."""
+        """Train, from step `done` on; `after_step(step)` is called when a step is done and logged."""
         with self.clock.part("train"):
             return self._run(after_step)
 
     def _run(self, after_step: Callable[[int], object]) -> Outcome:
         train = self.phase3.train
-        started = time.perf_counter()
-        for step in range(train.steps):
+        started, first = time.perf_counter(), self.done
+        for step in range(first, train.steps):
             if self.rule.due(step) and self.tick(step) is None:
                 return self._kept(step, None)
             if step % train.hard_pool_refresh == 0:
                 self._mine(step)
             metrics = self._step(step)
-            metrics[ledger.STEPS_PER_SECOND] = (step + 1) / (time.perf_counter() - started)
+            metrics[ledger.STEPS_PER_SECOND] = (step + 1 - first) / (time.perf_counter() - started)
             self.log.log_metrics(metrics, step)
-            self.finite.check()
+            self.done = step + 1
             after_step(step)
+            self.finite.check()
         result = self.tick(train.steps)
         if result is None or train.keep == "best_feasible":
             return self._kept(train.steps, result)

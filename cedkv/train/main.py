@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from cedkv.train.loop import Trainer
 from cedkv.train.mlflow_pages import enter_model, note_data, run_name
 from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
+from cedkv.train.resume import Resumption, Saver, facts_of, opened
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 
 OFF_PROMPTS_PER_SLOT = 32
@@ -56,6 +57,7 @@ def run_training(
     explore: bool = False,
     progress: bool = True,
     reproduces: str | None = None,
+    resumed: Resumption | None = None,
 ) -> str:
     """Run Phase 2 (the baseline: anchors assembled and evaluated) or Phase 3 (training), and log all of it.
 
@@ -64,6 +66,7 @@ def run_training(
         explore: flag the run for the exploration milestone.
         reproduces: id of the run that this one repeats; noted in its tags.
         progress: show where it stands on the error stream.
+        resumed: go on with an interrupted run; `config` is its own. The caller holds its checkpoints open.
 
     Returns:
         The id of the run.
@@ -86,43 +89,63 @@ def run_training(
         tags = tags_of(experiment, phase, explore=explore)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
+    if resumed is not None:
+        resumed.check(tags)
+        tags |= resumed.tags
     called = config.tracking.run_name or run_name(config, phase, reproduces)
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
-    with (
-        hook or nullcontext(),
-        clock.part("log"),
-        RunWriter(uri, config.tracking.experiment, name=called, tags=tags, params=parameters) as run,
-        clock.part("finish"),
-    ):
-        log = TimedLog(run, clock)
-        if explore:
+    with ExitStack() as locked:
+        with (
+            hook or nullcontext(),
+            clock.part("log"),
+            RunWriter(
+                uri,
+                config.tracking.experiment,
+                name=called,
+                tags=tags,
+                params=parameters,
+                resumes=None if resumed is None else resumed.point,
+            ) as run,
+            clock.part("finish"),
+        ):
+            checkpoints = locked.enter_context(opened(run.run_id, uri, resumed))
+            log = TimedLog(run, clock)
+            if explore:
+                with clock.part("log"):
+                    enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
+            _log_inputs(log, config, experiment)
             with clock.part("log"):
-                enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
-        _log_inputs(log, config, experiment)
-        with clock.part("log"):
-            _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
-        trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
-        try:
-            outcome = _baseline(trainer) if phase == 2 else _train(trainer, progress)
-            kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
-            run.set_tags({ledger.TAG_KEPT: kept})
-            if (step := trainer.source.left_at) is not None:
-                run.set_tags({ledger.TAG_SOURCE_LOSS: f"auto, hf from step {step}"})
-            if phase != 2:
-                log.log_metrics(trainer.dual_metrics(), outcome.step)
-            _log_result(log, experiment, outcome)
-        finally:
-            if trainer.delimiters.first_step is not None:
-                run.set_tags({ledger.TAG_DELIMITER: str(trainer.delimiters.first_step)})
-            _log_traces(log, trainer)
-            if trainer.finite.lost:
-                _log_memory(log, experiment, trainer.traces.topk[-1]["topk"])
-        log.log_metrics(clock.metrics(), outcome.step)
+                _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
+            trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
+            saver = Saver(run, checkpoints, trainer, facts_of(config, tags), resumed)
+            _train_and_log(log, saver, phase, progress)
+        checkpoints.clear()
     with clock.part("finish"):
         _publish(run.run_id, uri, config, progress)
     _say(progress, clock.split())
     return run.run_id
+
+
+def _train_and_log(log: TimedLog, saver: Saver, phase: int, progress: bool) -> None:
+    """Train, and log what came of it; traces, and a memory that numbers went bad under, also where the training failed."""
+    run, trainer, experiment = saver.run, saver.trainer, saver.trainer.experiment
+    try:
+        outcome = _baseline(trainer) if phase == 2 else _train(saver, progress)
+        kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
+        run.set_tags({ledger.TAG_KEPT: kept})
+        if (step := trainer.source.left_at) is not None:
+            run.set_tags({ledger.TAG_SOURCE_LOSS: f"auto, hf from step {step}"})
+        if phase != 2:
+            log.log_metrics(trainer.dual_metrics(), outcome.step)
+        _log_result(log, experiment, outcome)
+    finally:
+        if trainer.delimiters.first_step is not None:
+            run.set_tags({ledger.TAG_DELIMITER: str(trainer.delimiters.first_step)})
+        _log_traces(log, trainer)
+        if trainer.finite.lost:
+            _log_memory(log, experiment, trainer.traces.topk[-1]["topk"])
+    log.log_metrics(trainer.clock.metrics(), outcome.step)
 
 
 def _publish(run_id: str, uri: str, config: Config, progress: bool) -> None:
@@ -237,18 +260,25 @@ def _baseline(trainer: Trainer) -> Outcome:
     return Outcome(0, k, trainer.measured(k))
 
 
-def _train(trainer: Trainer, progress: bool) -> Outcome:
+def _train(saver: Saver, progress: bool) -> Outcome:
+    """Train, from where a resumed run stood; the run is saved meanwhile, and a signal waits until it is."""
+    saver.begin()
+    trainer = saver.trainer
     steps = trainer.phase3.train.steps
-    bar = tqdm(total=steps, desc="phase 3", unit="step", disable=not (progress and sys.stderr.isatty()))
+    hidden = not (progress and sys.stderr.isatty())
+    bar = tqdm(total=steps, initial=trainer.done, desc="phase 3", unit="step", disable=hidden)
 
-    def show(step: int) -> None:
+    def after_step(step: int) -> None:
         bar.update()
         done = step + 1
         if bar.disable and progress and (done % LINE_EVERY == 0 or done == steps):
             _say(True, _line(done, steps, trainer))
+        saver.after_step()
 
     with bar:
-        return trainer.run(show)
+        outcome = trainer.run(after_step)
+    saver.end()
+    return outcome
 
 
 def _line(done: int, steps: int, trainer: Trainer) -> str:

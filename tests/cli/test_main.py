@@ -62,7 +62,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--config", "nowhere.yaml"], "cedkv: error: nowhere.yaml does not exist; give the path"),
         (["train", "--config", SMOKE, "--set", "phase3.train.stepz=1"], "did you mean phase3.train.steps?"),
-        (["--config", SMOKE, "--resume", "abc"], "--resume abc: resuming arrives with a later release"),
+        (["--resume", "abc"], "run id 'abc' is not 32 lower-case hex digits"),
+        (["--resume", "abc", "--explore"], "--resume with --explore: a resumed run goes on as it began"),
+        (["--resume", "abc", "--set", "data.seed=1"], "--resume with --set without --config"),
+        (["--config", SMOKE, "--allow-changed", "data"], "--allow-changed belongs to --resume"),
+        (["--phase", "3"], "no configuration: give --config FILE"),
         (["--config", SMOKE, "--explore", "--phase", "2"], "only Phase 3 runs are explored"),
         (
             ["--config", SMOKE, "--explore", "--set", "phase3.milestone.explore.enabled=false"],

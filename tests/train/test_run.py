@@ -73,7 +73,14 @@ def test_the_run_is_finished_and_says_where_it_comes_from(logged):
     assert len(corpus_hashes) == 6
     stated = {name: value for name, value in vars(ledger).items() if name.startswith("TAG_")}
     absent = {value for value in stated.values() if value not in record.tags}
-    assert absent == {ledger.TAG_ERROR, ledger.TAG_REPRODUCES, ledger.TAG_CERTIFIED, ledger.TAG_DELIMITER}
+    assert absent == {
+        ledger.TAG_ERROR,
+        ledger.TAG_REPRODUCES,
+        ledger.TAG_CERTIFIED,
+        ledger.TAG_DELIMITER,
+        ledger.TAG_RESUMED,
+        ledger.TAG_CHANGED,
+    }
     assert record.tags[ledger.TAG_CONFIG_HASH] == config_hash(logged.config)
     assert record.tags[ledger.TAG_PHASE] == "3"
     assert record.tags[ledger.TAG_KEPT] == "last"

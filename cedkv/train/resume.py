@@ -1,0 +1,193 @@
+"""Saving a run while it trains, and going on with it where it was saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from cedkv import ledger
+from cedkv.config import Config, from_logged
+from cedkv.core.errors import UserError
+from cedkv.tracking import lineage
+from cedkv.tracking.names import check_run_id, flatten
+from cedkv.tracking.reader import read_run
+from cedkv.tracking.reopen import Resumed
+from cedkv.tracking.store import database_path, is_sqlite, project_root
+from cedkv.train.checkpoint import Checkpoint, Checkpoints, differences
+from cedkv.train.state import restore, state_of, tensors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cedkv.tracking.writer import RunWriter
+    from cedkv.train.loop import Trainer
+
+_NOT_COMPARED: Final = ("tracking", "checkpoint", "base_dir")
+"""Settings that a run may go on with in another way: they change none of its numbers."""
+
+
+def checkpoints_of(run_id: str, uri: str) -> Checkpoints:
+    """The checkpoints of a run: on this machine, beside the database, or under `mlruns/` of the project."""
+    home = database_path(uri).parent if is_sqlite(uri) else project_root(Path.cwd()) / "mlruns"
+    return Checkpoints(home / "checkpoints" / check_run_id(run_id))
+
+
+def facts_of(config: Config, tags: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What decides a run's numbers: settings, code, environment; of `tags` those of the model and the data."""
+    settings = flatten(config.model_dump(mode="json", exclude=set(_NOT_COMPARED)))
+    return {
+        **dict(settings),
+        ledger.TAG_WORLD_SIZE: "1",
+        **lineage.collect(threads=torch.get_num_threads()),
+        **{name: value for name, value in (tags or {}).items() if _late(name)},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A run that goes on from a checkpoint, with `config`; `changed`: what differs by name, and was allowed to."""
+
+    run_id: str
+    checkpoints: Checkpoints
+    checkpoint: Checkpoint
+    config: Config
+    allowed: Collection[str]
+    changed: dict[str, tuple[Any, Any]]
+    tags_before: Mapping[str, str]
+
+    @property
+    def point(self) -> Resumed:
+        """For the log."""
+        return Resumed(self.run_id, self.checkpoint.step)
+
+    def check(self, tags: Mapping[str, str]) -> None:
+        """Refuse other data or another model than the run began with. `UserError` says what differs."""
+        was = {name: value for name, value in self.checkpoint.facts.items() if _late(name)}
+        now = {name: value for name, value in tags.items() if _late(name)}
+        self.changed.update(_allowed(was, now, self.allowed, self.run_id))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the log says of it, beside the tags that a run starts with."""
+        before = self.tags_before
+        steps = [*filter(None, [before.get(ledger.TAG_RESUMED)]), str(self.checkpoint.step)]
+        found = {ledger.TAG_RESUMED: ", ".join(steps)}
+        if self.changed:
+            already = json.loads(before.get(ledger.TAG_CHANGED, "{}"))
+            found[ledger.TAG_CHANGED] = json.dumps({**already, **self.changed})
+        return found
+
+
+@contextmanager
+def resumption(
+    run_id: str, uri: str, config: Config | None, allowed: Collection[str], warn: Callable[[str], object]
+) -> Iterator[Resumption]:
+    """What it takes to go on with `run_id`, while no other process can.
+
+    Args:
+        config: the configuration as it is now; None: as it was.
+        allowed: names of settings and tags that may differ, or of groups of settings.
+
+    Raises:
+        UserError: the run is finished, has no good checkpoint, is open elsewhere, or would go on as another one.
+    """
+    record = read_run(run_id, uri)
+    if record.status == "FINISHED":
+        raise UserError(f"run {run_id} is finished; there is nothing to resume: start a new run")
+    with checkpoints_of(run_id, uri) as checkpoints:
+        checkpoint = checkpoints.newest(warn)
+        if checkpoint is None:
+            raise UserError(
+                f"run {run_id} has no good checkpoint in {str(checkpoints.folder)!r}: it ended before its first one "
+                "(checkpoint.every), or ran on another machine; start a new run"
+            )
+        if config is None:
+            config = from_logged(checkpoint.state["config"], f"the checkpoint of run {run_id}")
+        was = {name: value for name, value in checkpoint.facts.items() if not _late(name)}
+        changed = _allowed(was, facts_of(config), allowed, run_id)
+        yield Resumption(run_id, checkpoints, checkpoint, config, allowed, changed, record.tags)
+
+
+@contextmanager
+def opened(run_id: str, uri: str, resumed: Resumption | None) -> Iterator[Checkpoints]:
+    """The checkpoints of a run that is open for writing; those of a resumed run are open already."""
+    if resumed is not None:
+        yield resumed.checkpoints
+        return
+    with checkpoints_of(run_id, uri) as checkpoints:
+        yield checkpoints
+
+
+def _late(name: str) -> bool:
+    """Whether a fact is known only once the model and the data are loaded."""
+    return name == ledger.TAG_MODEL or name.startswith(ledger.HASH_TAG_PREFIX)
+
+
+def _allowed(
+    was: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], run_id: str
+) -> dict[str, tuple[Any, Any]]:
+    """What differs, where all of it may; `UserError` that shows what may not."""
+    found = differences(was, now)
+    refused = [
+        name for name in found if not any(name == key or name.startswith(f"{key}.") for key in allowed)
+    ]
+    if refused:
+        shown = "\n".join(f"  {name}: was {found[name][0]}, is {found[name][1]}" for name in refused)
+        raise UserError(
+            f"run {run_id} would go on as another run than it began:\n{shown}\nrestore what it was, or allow it by name: "
+            + " ".join(f"--allow-changed {name}" for name in refused)
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Saver:
+    """Writes checkpoints of an open run, and lets signals through only where one was written."""
+
+    run: RunWriter
+    checkpoints: Checkpoints
+    trainer: Trainer
+    facts: Mapping[str, Any]
+    resumed: Resumption | None
+
+    def begin(self) -> None:
+        """Put the trainer where the run was saved; from now on hold signals back."""
+        if self.resumed is not None:
+            checkpoint = self.resumed.checkpoint
+            restore(self.trainer, checkpoint.tensors, checkpoint.state["training"])
+            self.trainer.done = checkpoint.step
+        self.run.hold_signals()
+
+    def after_step(self) -> None:
+        """Save where it is time to."""
+        trainer, every = self.trainer, self.trainer.experiment.config.checkpoint.every
+        done, interrupted = trainer.done, self.run.interrupted
+        ends = done == trainer.phase3.train.steps or trainer.finite.lost
+        if interrupted or ends or (every and done % every == 0):
+            with trainer.clock.part("log"):
+                self._save()
+        if interrupted:
+            self.run.release_signals()
+
+    def end(self) -> None:
+        """Training is over, and saved."""
+        self.run.release_signals()
+
+    def _save(self) -> None:
+        # A checkpoint says that the log is complete up to it: a resumed run logs nothing from before.
+        self.run.flush()
+        config = self.trainer.experiment.config.model_dump(mode="json")
+        state = {"config": config, "training": state_of(self.trainer)}
+        try:
+            self.checkpoints.save(Checkpoint(self.trainer.done, self.facts, state, tensors_of(self.trainer)))
+        except OSError as error:
+            self.trainer.warn(
+                f"step {self.trainer.done}: no checkpoint could be written to {str(self.checkpoints.folder)!r} "
+                f"({error.strerror}); the one before stays"
+            )
