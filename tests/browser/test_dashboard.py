@@ -118,7 +118,7 @@ def test_a_page_fits_a_telephone_and_the_keyboard_reaches_its_links(browser, sho
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Light or dark").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    page.wait_for_function("getComputedStyle(document.body).backgroundColor !== '" + dark + "'")
     reached = set()
     for _ in range(25):
         page.keyboard.press("Tab")

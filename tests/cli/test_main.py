@@ -98,7 +98,6 @@ def test_a_mistake_is_one_message_and_status_2(
     [
         [],
         ["bogus"],
-        ["--phase", "3"],
         ["--config", SMOKE, "--phase", "4"],
         ["gate"],
         ["gate", "a", "--latest"],
@@ -185,6 +184,7 @@ def test_config_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         "model",
         "data",
         "tracking",
+        "checkpoint",
         "phase3",
     }
 
