@@ -173,6 +173,7 @@ class Saver:
             with trainer.clock.part("log"):
                 self._save()
         if interrupted:
+            trainer.warn(f"interrupted after step {done}; go on with: cedkv --resume {self.run.run_id}")
             self.run.release_signals()
 
     def end(self) -> None:
