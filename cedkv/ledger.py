@@ -27,6 +27,7 @@ LOSS_OFF: Final = "phase3_loss_off"  # nats, CVaR over the minibatch of the conf
 LOSS_STR: Final = "phase3_loss_str"
 LAMBDA_OFF: Final = "lambda_off"
 TOPK: Final = "topk"  # candidates a slot may still mix
+PERF_PREFIX: Final = "perf/"  # how long things took: no two runs agree on it
 STEPS_PER_SECOND: Final = "perf/steps_per_second"
 SECONDS_PREFIX: Final = "perf/seconds_"  # + part; wall time so far, at eval ticks and at the end
 SECONDS_TOTAL: Final = "perf/seconds_total"  # from the start of the run to this entry; the parts add up to it

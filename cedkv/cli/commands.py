@@ -21,18 +21,19 @@ ABORTED = 1
 
 def train(arguments: argparse.Namespace) -> int:
     """Train, or log the baseline. Every mistake in the configuration shows before torch is imported."""
-    if arguments.config is None and arguments.resume is None:
-        raise UserError("no configuration: give --config FILE, e.g. configs/smoke.yaml, or --resume RUN_ID")
-    if arguments.allow_changed and arguments.resume is None:
-        raise UserError("--allow-changed belongs to --resume: a new run may be whatever it likes")
+    _check_flags(arguments)
     config = None if arguments.config is None else _resolved(arguments)
     if arguments.explore and config is not None:
         _check_explore(config, arguments.phase)
     from cedkv.train.finite import NonFiniteError
     from cedkv.train.loop import ConstraintViolatedError
+    from cedkv.train.main import run_training
 
     try:
-        run_id = _started(arguments, config) if arguments.resume is None else _resumed(arguments, config)
+        if arguments.resume is not None or config is None:
+            run_id = _resumed(arguments, config)
+        else:
+            run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
     except (ConstraintViolatedError, NonFiniteError) as aborted:
         # What the configuration asked for, not a crash; the run is in the log as FAILED.
         print(f"cedkv: the run was aborted: {aborted}", file=sys.stderr)
@@ -43,41 +44,46 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _started(arguments: argparse.Namespace, config: Config | None) -> str:
-    from cedkv.train.main import run_training
-
-    assert config is not None, "a new run has a configuration"
-    return run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together."""
+    if arguments.resume is None:
+        if arguments.config is None:
+            raise UserError(
+                "no configuration: give --config FILE, e.g. configs/smoke.yaml, or --resume RUN_ID"
+            )
+        if arguments.allow_changed:
+            raise UserError("--allow-changed belongs to --resume: a new run may be whatever it likes")
+        return
+    alone = arguments.config is None
+    for given, flag, why in (
+        (arguments.phase != 3, "--phase 2", "the baseline trains nothing that could be resumed"),
+        (arguments.explore, "--explore", "a run is exploratory from its start or never"),
+        (
+            alone and arguments.overrides,
+            "--set",
+            "it changes the file that --config names, so give that, too",
+        ),
+        (alone and arguments.phase3_strict_hf, "--phase3-strict-hf", "give --config with it, too"),
+    ):
+        if given:
+            raise UserError(f"--resume with {flag}: {why}; or drop {flag}")
 
 
 def _resumed(arguments: argparse.Namespace, config: Config | None) -> str:
     """Go on with a run, in the configuration of its checkpoint where none is given."""
-    for given, flag in (
-        (arguments.phase != 3, "--phase 2"),
-        (arguments.explore, "--explore"),
-        (config is None and arguments.overrides, "--set without --config"),
-        (config is None and arguments.phase3_strict_hf, "--phase3-strict-hf without --config"),
-    ):
-        if given:
-            raise UserError(
-                f"--resume with {flag}: a resumed run goes on as it began; drop {flag.partition(' without')[0]}"
-            )
-    from cedkv.cli.judge import whole_id
-    from cedkv.tracking.store import project_root, resolve_uri
+    from cedkv.cli.judge import store, whole_id
     from cedkv.train.main import run_training
     from cedkv.train.resume import resumption
 
-    uri = resolve_uri(None if config is None else config.tracking.uri, os.environ, project_root(Path.cwd()))
-    arguments.tracking_uri = uri
+    arguments.tracking_uri = None if config is None else config.tracking.uri
+    uri = store(arguments)
     run_id = whole_id(arguments, arguments.resume)
-    with resumption(run_id, uri, config, arguments.allow_changed, _warn) as resumed:
-        tracking = resumed.config.tracking.model_copy(update={"uri": uri})
-        now = resumed.config.model_copy(update={"tracking": tracking})
-        return run_training(now, phase=3, progress=True, resumed=resumed)
 
+    def warn(message: str) -> None:
+        print(f"cedkv: warning: {message}", file=sys.stderr)
 
-def _warn(message: str) -> None:
-    print(f"cedkv: warning: {message}", file=sys.stderr)
+    with resumption(run_id, uri, config, arguments.allow_changed, warn) as resumed:
+        return run_training(resumed.config, phase=3, progress=True, resumed=resumed)
 
 
 def config_validate(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ _IDENTITY = (
 )
 """What two runs have in common when one repeats the other: everything but the moment and the machine."""
 
-_NOT_COMPARED = ("perf/", "gate/", "gate_margin/")
+_NOT_COMPARED = (ledger.PERF_PREFIX, "gate/", "gate_margin/")
 """Metrics that say how long a run took, or that a verdict wrote back."""
 
 

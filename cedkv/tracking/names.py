@@ -12,6 +12,8 @@ from cedkv.core.errors import UserError
 
 MAX_KEY: Final = 240
 """Characters of a metric, parameter or tag name; MLflow ends at 250, ten are kept for the prefix ``nonfinite/``."""
+NONFINITE_PREFIX: Final = "nonfinite/"
+"""Prefix of the metric that counts how often a metric or an artifact held NaN or an infinity."""
 MAX_PARAM: Final = 6000
 MAX_TAG: Final = 5000
 

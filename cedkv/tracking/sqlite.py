@@ -29,14 +29,18 @@ _BUSY_SECONDS: Final = 20.0
 
 def check(path: Path) -> None:
     """Raise ``UserError`` where ``prepare`` would, before there is anything to log. Creates nothing."""
-    folder = path.parent / ARTIFACTS
     try:
-        with tempfile.TemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
-            pass
+        try_writing(path.parent / ARTIFACTS)
         if _has_schema(path):
             _check_writable(path)
     except (OSError, sqlite3.Error) as error:
         raise _unwritable(path, error) from error
+
+
+def try_writing(folder: Path) -> None:
+    """Raise ``OSError`` where nothing could be written to ``folder``, or where it is missing, it not be made there."""
+    with tempfile.TemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
+        pass
 
 
 def prepare(path: Path) -> None:

@@ -27,9 +27,17 @@ from cedkv.tracking.backend import (
     store_errors,
 )
 from cedkv.tracking.encode import encode_json, encode_lines
-from cedkv.tracking.names import MAX_TAG, check_artifact_path, check_experiment, check_key, clip, flatten
+from cedkv.tracking.names import (
+    MAX_TAG,
+    NONFINITE_PREFIX,
+    check_artifact_path,
+    check_experiment,
+    check_key,
+    clip,
+    flatten,
+)
 from cedkv.tracking.outbox import Outbox
-from cedkv.tracking.reopen import NONFINITE_PREFIX, Before, Resumed, reopen
+from cedkv.tracking.reopen import Before, Resumed, reopen
 from cedkv.tracking.signals import SignalGuard, Terminated
 from cedkv.tracking.store import database_path, is_sqlite, open_client, prepare_store, shown
 
@@ -129,7 +137,7 @@ class RunWriter:
                 self._nonfinite[name] += 1
                 records.append(Metric(name, math.nan, now, step))
                 records.append(Metric(NONFINITE_PREFIX + name, float(self._nonfinite[name]), now, step))
-        self._outbox.put([record for record in records if self._before.is_new(record.key, record.step)])
+        self._outbox.put([r for r in records if self._before.is_new(r.key, r.step, r.value)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or overwrite tags."""
@@ -179,9 +187,8 @@ class RunWriter:
 
     def _start(self) -> None:
         if self._resumes is not None:
-            run, self._before = reopen(self._client, self._resumes)
+            run, self._before = reopen(self._client, self._resumes, self._tags)
             self._nonfinite = self._before.nonfinite
-            self._client.log_batch(run.info.run_id, tags=[RunTag(*item) for item in self._tags.items()])
             self.experiment_id, self.run_id = run.info.experiment_id, run.info.run_id
             self.name, self.start_time_ms = run.info.run_name, run.info.start_time
             return

@@ -124,10 +124,14 @@ class Checkpoints:
                 warn(f"checkpoint {str(folder)!r} is damaged ({damage}); the one before is tried")
         return None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is one, good or not."""
+        return bool(self._found())
+
     def clear(self) -> None:
         """Remove them: the run is finished."""
-        for folder in self.folder.iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[Path]:
         """Newest first."""

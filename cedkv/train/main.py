@@ -41,7 +41,7 @@ from cedkv.train.loop import Trainer
 from cedkv.train.mlflow_pages import enter_model, note_data, run_name
 from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
-from cedkv.train.resume import Resumption, Saver, facts_of, opened
+from cedkv.train.resume import Resumption, Saver, check_room, facts_of, opened
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 
 OFF_PROMPTS_PER_SLOT = 32
@@ -79,6 +79,7 @@ def run_training(
         _refuse_several_processes(os.environ)
         uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
         check_store(uri)
+        check_room(uri)
         hook = _webhook(os.environ)
     keep_freed_memory()
     torch.manual_seed(config.phase3.train.seed)
@@ -95,32 +96,33 @@ def run_training(
     called = config.tracking.run_name or run_name(config, phase, reproduces)
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
-    with ExitStack() as locked:
-        with (
-            hook or nullcontext(),
-            clock.part("log"),
-            RunWriter(
-                uri,
-                config.tracking.experiment,
-                name=called,
-                tags=tags,
-                params=parameters,
-                resumes=None if resumed is None else resumed.point,
-            ) as run,
-            clock.part("finish"),
-        ):
-            checkpoints = locked.enter_context(opened(run.run_id, uri, resumed))
-            log = TimedLog(run, clock)
-            if explore:
-                with clock.part("log"):
-                    enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
-            _log_inputs(log, config, experiment)
+    # The checkpoints are let go last: until the run has ended nobody else may go on with it.
+    with (
+        ExitStack() as locked,
+        hook or nullcontext(),
+        clock.part("log"),
+        RunWriter(
+            uri,
+            config.tracking.experiment,
+            name=called,
+            tags=tags,
+            params=parameters,
+            resumes=None if resumed is None else resumed.point,
+        ) as run,
+        clock.part("finish"),
+    ):
+        checkpoints = locked.enter_context(opened(run.run_id, uri, resumed))
+        log = TimedLog(run, clock)
+        if explore:
             with clock.part("log"):
-                _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
-            trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
-            saver = Saver(run, checkpoints, trainer, facts_of(config, tags), resumed)
-            _train_and_log(log, saver, phase, progress)
-        checkpoints.clear()
+                enter_explored(run.experiment_id, run.run_id, run.start_time_ms, uri)
+        _log_inputs(log, config, experiment)
+        with clock.part("log"):
+            _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
+        trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
+        saver = Saver(run, checkpoints, trainer, facts_of(config, tags), resumed)
+        _train_and_log(log, saver, phase, progress)
+    checkpoints.clear()
     with clock.part("finish"):
         _publish(run.run_id, uri, config, progress)
     _say(progress, clock.split())

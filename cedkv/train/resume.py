@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Collection, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cedkv import ledger
 from cedkv.config import Config, from_logged
+from cedkv.config.schema import NOT_HASHED
 from cedkv.core.errors import UserError
 from cedkv.tracking import lineage
 from cedkv.tracking.names import check_run_id, flatten
 from cedkv.tracking.reader import read_run
-from cedkv.tracking.reopen import Resumed
-from cedkv.tracking.store import database_path, is_sqlite, project_root
+from cedkv.tracking.reopen import Resumed, check_open_to_resume
+from cedkv.tracking.sqlite import try_writing
+from cedkv.tracking.store import DEFAULT_DATABASE, database_path, is_sqlite, project_root
+from cedkv.tracking.tables import parse_mapping
 from cedkv.train.checkpoint import Checkpoint, Checkpoints, differences
 from cedkv.train.state import restore, state_of, tensors_of
 
@@ -28,19 +32,32 @@ if TYPE_CHECKING:
     from cedkv.tracking.writer import RunWriter
     from cedkv.train.loop import Trainer
 
-_NOT_COMPARED: Final = ("tracking", "checkpoint", "base_dir")
-"""Settings that a run may go on with in another way: they change none of its numbers."""
+
+def _home(uri: str) -> Path:
+    """Where checkpoints lie: on this machine, beside the database, or where a local one would be."""
+    database = database_path(uri) if is_sqlite(uri) else project_root(Path.cwd()) / DEFAULT_DATABASE
+    return database.parent / "checkpoints"
 
 
 def checkpoints_of(run_id: str, uri: str) -> Checkpoints:
-    """The checkpoints of a run: on this machine, beside the database, or under `mlruns/` of the project."""
-    home = database_path(uri).parent if is_sqlite(uri) else project_root(Path.cwd()) / "mlruns"
-    return Checkpoints(home / "checkpoints" / check_run_id(run_id))
+    """The checkpoints of a run."""
+    return Checkpoints(_home(uri) / check_run_id(run_id))
+
+
+def check_room(uri: str) -> None:
+    """Raise `UserError` where no checkpoint could be written, before anything is computed. Creates nothing."""
+    try:
+        try_writing(_home(uri))
+    except OSError as error:
+        raise UserError(
+            f"checkpoints cannot be written to {str(_home(uri))!r} ({error.strerror}): make it a folder that this user may "
+            "write, or start from another project folder"
+        ) from error
 
 
 def facts_of(config: Config, tags: Mapping[str, str] | None = None) -> dict[str, str]:
     """What decides a run's numbers: settings, code, environment; of `tags` those of the model and the data."""
-    settings = flatten(config.model_dump(mode="json", exclude=set(_NOT_COMPARED)))
+    settings = flatten(config.model_dump(mode="json", exclude=NOT_HASHED))
     return {
         **dict(settings),
         ledger.TAG_WORLD_SIZE: "1",
@@ -64,7 +81,8 @@ class Resumption:
     @property
     def point(self) -> Resumed:
         """For the log."""
-        return Resumed(self.run_id, self.checkpoint.step)
+        same = not self.changed and ledger.TAG_CHANGED not in self.tags_before
+        return Resumed(self.run_id, self.checkpoint.step, same)
 
     def check(self, tags: Mapping[str, str]) -> None:
         """Refuse other data or another model than the run began with. `UserError` says what differs."""
@@ -79,7 +97,9 @@ class Resumption:
         steps = [*filter(None, [before.get(ledger.TAG_RESUMED)]), str(self.checkpoint.step)]
         found = {ledger.TAG_RESUMED: ", ".join(steps)}
         if self.changed:
-            already = json.loads(before.get(ledger.TAG_CHANGED, "{}"))
+            already: dict[str, Any] = {}
+            with suppress(ValueError):  # a tag that was clipped, or edited
+                already = parse_mapping(before.get(ledger.TAG_CHANGED, "{}"))
             found[ledger.TAG_CHANGED] = json.dumps({**already, **self.changed})
         return found
 
@@ -98,8 +118,7 @@ def resumption(
         UserError: the run is finished, has no good checkpoint, is open elsewhere, or would go on as another one.
     """
     record = read_run(run_id, uri)
-    if record.status == "FINISHED":
-        raise UserError(f"run {run_id} is finished; there is nothing to resume: start a new run")
+    check_open_to_resume(run_id, record.status, record.lifecycle)
     with checkpoints_of(run_id, uri) as checkpoints:
         checkpoint = checkpoints.newest(warn)
         if checkpoint is None:
@@ -109,6 +128,8 @@ def resumption(
             )
         if config is None:
             config = from_logged(checkpoint.state["config"], f"the checkpoint of run {run_id}")
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
+        _check_names(allowed, checkpoint.facts)
         was = {name: value for name, value in checkpoint.facts.items() if not _late(name)}
         changed = _allowed(was, facts_of(config), allowed, run_id)
         yield Resumption(run_id, checkpoints, checkpoint, config, allowed, changed, record.tags)
@@ -124,6 +145,19 @@ def opened(run_id: str, uri: str, resumed: Resumption | None) -> Iterator[Checkp
         yield checkpoints
 
 
+def _check_names(allowed: Collection[str], facts: Collection[str]) -> None:
+    """Refuse what names no setting, group of settings or tag of a run: a misspelt one would allow nothing."""
+    for key in allowed:
+        if not any(_names(key, fact) for fact in facts):
+            near = difflib.get_close_matches(key, facts, n=1)
+            meant = f"did you mean {near[0]}?" if near else "a key of the configuration or a tag is one"
+            raise UserError(f"--allow-changed {key}: names nothing that a run is held to; {meant}")
+
+
+def _names(key: str, fact: str) -> bool:
+    return fact == key or fact.startswith(f"{key}.")
+
+
 def _late(name: str) -> bool:
     """Whether a fact is known only once the model and the data are loaded."""
     return name == ledger.TAG_MODEL or name.startswith(ledger.HASH_TAG_PREFIX)
@@ -134,9 +168,7 @@ def _allowed(
 ) -> dict[str, tuple[Any, Any]]:
     """What differs, where all of it may; `UserError` that shows what may not."""
     found = differences(was, now)
-    refused = [
-        name for name in found if not any(name == key or name.startswith(f"{key}.") for key in allowed)
-    ]
+    refused = [name for name in found if not any(_names(key, name) for key in allowed)]
     if refused:
         shown = "\n".join(f"  {name}: was {found[name][0]}, is {found[name][1]}" for name in refused)
         raise UserError(
@@ -173,7 +205,8 @@ class Saver:
             with trainer.clock.part("log"):
                 self._save()
         if interrupted:
-            trainer.warn(f"interrupted after step {done}; go on with: cedkv --resume {self.run.run_id}")
+            if self.checkpoints.any:
+                trainer.warn(f"interrupted after step {done}; go on with: cedkv --resume {self.run.run_id}")
             self.run.release_signals()
 
     def end(self) -> None:

@@ -5,7 +5,7 @@ Everything that a step or a tick reads and changes is here. What `prepare` makes
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +56,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
             "first_step": watch.first_step,
             "changes": watch.changes,
         },
-        "traces": asdict(trainer.traces),
+        # Not copied row by row: they grow with the run.
+        "traces": {f.name: getattr(trainer.traces, f.name) for f in fields(trainer.traces)},
         "seconds": trainer.clock.seconds,
     }
 

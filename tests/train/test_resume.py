@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from cedkv import ledger
@@ -24,7 +25,7 @@ from cedkv.train import main
 from cedkv.train.finite import NonFiniteError
 from cedkv.train.main import run_training
 from cedkv.train.reproduction import differences
-from cedkv.train.resume import checkpoints_of, resumption
+from cedkv.train.resume import check_room, checkpoints_of, resumption
 
 STEPS = ("checkpoint.every=5",)
 GATED = (
@@ -59,9 +60,7 @@ def resume(run_id: str, uri: str, config=None, allowed=()) -> list[str]:
     """Go on with a run; what it warned of."""
     told: list[str] = []
     with resumption(run_id, uri, config, allowed, told.append) as resumed:
-        tracking = resumed.config.tracking.model_copy(update={"uri": uri})
-        now = resumed.config.model_copy(update={"tracking": tracking})
-        assert run_training(now, phase=3, progress=False, resumed=resumed) == run_id
+        assert run_training(resumed.config, phase=3, progress=False, resumed=resumed) == run_id
     return told
 
 
@@ -103,13 +102,6 @@ def assert_same_run(first: str, second: str, uri: str) -> None:
     assert differences(read_run(first, uri), read_run(second, uri), traces) == []
 
 
-@pytest.fixture(scope="module")
-def uri(store_template, tmp_path_factory) -> str:
-    database = tmp_path_factory.mktemp("resume") / "mlflow.db"
-    database.write_bytes(store_template.read_bytes())
-    return f"sqlite:///{database}"
-
-
 @pytest.mark.parametrize("settings", [(), GATED], ids=["plain", "gated"])
 @pytest.mark.parametrize("step", [5, 7, 12])
 def test_a_resumed_run_equals_one_that_was_never_interrupted(
@@ -117,8 +109,7 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(
 ):
     config = small_config(f"tracking.uri={store_uri}", *STEPS, *settings)
     run_id = interrupted(config, store_uri, monkeypatch, step)
-    # Killed in step 5 or before the checkpoint at 12: from the start of the last five.
-    if step == 5:
+    if step == 5:  # done, and not saved yet
         with pytest.raises(UserError, match="no good checkpoint"):
             resume(run_id, store_uri)
         return
@@ -179,9 +170,39 @@ def test_what_changed_is_shown_and_must_be_allowed_by_name(small_config, store_u
     }
     assert record.config["phase3"]["train"]["lr"] == 0.01
     assert record.tags[ledger.TAG_CONFIG_HASH] == main.config_hash(other)
+    # What stands last at every step is what was computed for the memory that was kept, not what was given up.
+    client, trace = MlflowClient(store_uri), read_traces(run_id, store_uri)[ledger.LOSS_CURVE]
+    points = client.get_metric_history(run_id, ledger.LOSS)
+    last = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
+    assert last == {row["step"]: row[ledger.LOSS] for row in trace}
+    assert Counter(p.step for p in points) == {step: 2 if 5 <= step < 9 else 1 for step in range(12)}
 
 
-def test_another_number_of_threads_or_processes_is_a_change(small_config, store_uri, monkeypatch):
+def test_a_misspelt_name_is_not_taken_for_permission(small_config, store_uri, monkeypatch):
+    config = small_config(f"tracking.uri={store_uri}", *STEPS)
+    run_id = interrupted(config, store_uri, monkeypatch, 9)
+    with pytest.raises(
+        UserError, match=r"--allow-changed phase3.train.lrr: .* did you mean phase3.train.lr\?"
+    ):
+        resume(run_id, store_uri, None, ["phase3.train.lrr"])
+
+
+def test_a_deleted_run_is_not_resumed(small_config, store_uri, monkeypatch):
+    config = small_config(f"tracking.uri={store_uri}", *STEPS)
+    run_id = interrupted(config, store_uri, monkeypatch, 9)
+    MlflowClient(store_uri).delete_run(run_id)
+    with pytest.raises(UserError, match="is deleted; restore it"):
+        resume(run_id, store_uri)
+
+
+def test_a_place_that_takes_no_checkpoints_shows_before_anything_is_computed(tmp_path, monkeypatch):
+    (tmp_path / "mlruns").write_text("a file where a folder belongs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="checkpoints cannot be written to"):
+        check_room("http://127.0.0.1:5000")
+
+
+def test_another_number_of_threads_is_a_change(small_config, store_uri, monkeypatch):
     config = small_config(f"tracking.uri={store_uri}", *STEPS)
     run_id = interrupted(config, store_uri, monkeypatch, 9)
     threads = torch.get_num_threads()
@@ -264,10 +285,7 @@ def test_numbers_that_go_bad_leave_a_checkpoint(small_config, store_uri, monkeyp
 
     def bad(self, *arguments):
         found = terms(self, *arguments)
-        found = found.blended(found.on, found.off, 0.0)
-        return type(found)(
-            found.on * float("nan"), *(getattr(found, n) for n in ("off", "structure")), None, None
-        )
+        return replace(found, on=found.on * math.nan)
 
     config = small_config(
         f"tracking.uri={store_uri}", "checkpoint.every=0", "phase3.train.nonfinite_patience=2"
@@ -317,19 +335,19 @@ def wait_for_steps(process: subprocess.Popen[str], done: int) -> None:
 def test_a_real_process_is_stopped_and_goes_on(small_config, store_uri, tmp_path, signum):
     config = small_config("phase3.train.steps=60", "checkpoint.every=20")
     file = tmp_path / "config.yaml"
-    written = yaml.safe_load(dump_yaml(config))
-    file.write_text(yaml.safe_dump(written))
+    file.write_text(dump_yaml(config))
     process = started(file, store_uri)
     wait_for_steps(process, 30)
     process.send_signal(signum)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     (run,) = MlflowClient(store_uri).search_runs(["1"])
     run_id = run.info.run_id
     if signum == signal.SIGKILL:
         assert (process.returncode, run.info.status) == (-signal.SIGKILL, "RUNNING")
     else:
         assert run.info.status == "KILLED"
-        (newest,) = sorted(checkpoints_of(run_id, store_uri).folder.glob("step-*"))[-1:]
+        newest = max(checkpoints_of(run_id, store_uri).folder.glob("step-*"))
+        assert f"go on with: cedkv --resume {run_id}" in err
         steps = [step for step, _ in history(run_id, store_uri)[ledger.LOSS]]
         assert int(newest.name[5:]) == len(steps), (
             "saved where the signal came, not at the last twentieth step"
