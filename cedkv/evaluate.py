@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from cedkv.core.losses import kl_divergence, kl_from_logits
+from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import Padded, pad_left
 from cedkv.injection import inject
 from cedkv.injection.attention import Attended, armed
 from cedkv.injection.resume import resume_product
+from cedkv.injection.storage import gathered
 from cedkv.injection.tree import Ids, Packed
 from cedkv.injection.trunk import Part, Shortcut, Trunk
 from cedkv.memory.state import States
@@ -63,7 +65,13 @@ def next_log_probs(model: CausalLM, batch: Padded, keep: int = 1) -> Tensor:
 
 @torch.no_grad()
 def stress(
-    model: CausalLM, states: States, prompts: Sequence[Ids], *, batch_rows: int, plain: bool = False
+    model: CausalLM,
+    states: States,
+    prompts: Sequence[Ids],
+    *,
+    batch_rows: int,
+    plain: bool = False,
+    team: Team = ALONE,
 ) -> StressResult:
     """Every prompt under every state.
 
@@ -71,13 +79,14 @@ def stress(
         prompts: ids; a `Trunk`, or part of one, saves the way up to the first injected layer.
         batch_rows: rows (prompt × state) of one forward pass.
         plain: run every row through the whole model.
+        team: the processes that share the work, where `prompts` are no trunk's; else they are those of the trunk.
     """
     count = states.count
-    part = _part_of(model, states, prompts, Shortcut.PLAIN if plain else Shortcut.TRUNK)
+    part = _part_of(model, states, prompts, Shortcut.PLAIN if plain else Shortcut.TRUNK, team)
     trunk = part.trunk
-    kl = torch.empty(len(prompts), count, device=model.device)
-    base_top = torch.empty(len(prompts), dtype=torch.long, device=model.device)
-    student_top = torch.empty_like(kl, dtype=torch.long)
+    kl = torch.zeros(len(prompts), count, device=model.device)
+    base_top = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
+    student_top = torch.zeros_like(kl, dtype=torch.long)
     with armed(model):
         for packed in trunk.product(part.places, batch_rows, count):
             base = trunk.base(packed)
@@ -88,6 +97,7 @@ def stress(
                 places = packed.member[:, None], columns
                 kl[places] = found[packed.row, :, packed.end].float()
                 student_top[places] = top[packed.row, :, packed.end]
+    trunk.team.merge(kl, base_top, student_top)
     return StressResult(kl.cpu(), base_top.cpu(), student_top.cpu())
 
 
@@ -99,12 +109,13 @@ def columns_of(states: States, packed: Packed, batch_rows: int) -> Iterator[Tens
     return iter(torch.arange(states.count, device=device).tensor_split(parts))
 
 
-def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids], shortcut: Shortcut) -> Part:
+def _part_of(model: CausalLM, states: States, prompts: Sequence[Ids], shortcut: Shortcut, team: Team) -> Part:
     """`prompts` as part of a trunk; a new one, with `shortcut`, where they are a plain sequence."""
     if isinstance(prompts, Trunk | Part) and shortcut is Shortcut.PLAIN:
+        team = prompts.team if isinstance(prompts, Trunk) else prompts.trunk.team
         prompts = list(prompts)
     if not isinstance(prompts, Trunk | Part):
-        prompts = Trunk(model, prompts, states.layers[0], shortcut=shortcut)
+        prompts = Trunk(model, prompts, states.layers[0], shortcut=shortcut, team=team)
     part = prompts if isinstance(prompts, Part) else prompts.take(range(len(prompts)))
     if part.trunk.first_layer != states.layers[0]:
         raise ValueError(
@@ -226,16 +237,19 @@ def answer_log_probs(
     states: States | None = None,
     rows: Tensor | None = None,
     observer: SlotMass | None = None,
+    team: Team = ALONE,
 ) -> list[Tensor]:
-    """Teacher-forced log-probabilities [A, V] at each answer token of every prompt, differentiable in `states`.
+    """Teacher-forced log-probabilities [A, V] at each answer token of every prompt.
 
     Args:
         states, rows: what to inject, and the state of each prompt; nothing where None.
+        team: the processes that share the passes. In one process alone the result is differentiable in `states`.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    found: list[Tensor | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_rows):
-        group = order[start : start + batch_rows]
+    groups = [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
+    found: dict[int, Tensor] = {}
+    for number in team.deal([sum(len(prompts[i]) for i in group) for group in groups]):
+        group = groups[number]
         # The last answer token predicts nothing that is scored.
         batch = pad_left([prompts[i] + answers[i][:-1] for i in group], model.device)
         keep = max(len(answers[i]) for i in group)
@@ -243,7 +257,12 @@ def answer_log_probs(
             log_probs = next_log_probs(model, batch, keep)
         for row, i in enumerate(group):
             found[i] = log_probs[row, keep - len(answers[i]) :]
-    return [f for f in found if f is not None]
+    return gathered(found, [len(answer) for answer in answers], team, log_prob_type(model), model.device)
+
+
+def log_prob_type(model: CausalLM) -> torch.dtype:
+    """The type of log-probabilities that are made from a model's logits."""
+    return torch.promote_types(model.dtype, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ def train(arguments: argparse.Namespace) -> int:
     config = None if arguments.config is None else _resolved(arguments)
     if arguments.explore and config is not None:
         _check_explore(config, arguments.phase)
+    from cedkv.core.team import LostProcessError
     from cedkv.train.finite import NonFiniteError
+    from cedkv.train.launch import leave
     from cedkv.train.loop import ConstraintViolatedError
     from cedkv.train.main import run_training
 
@@ -36,9 +39,14 @@ def train(arguments: argparse.Namespace) -> int:
             run_id = run_training(config, phase=arguments.phase, explore=arguments.explore, progress=True)
     except (ConstraintViolatedError, NonFiniteError) as aborted:
         # What the configuration asked for, not a crash; the run is in the log as FAILED.
-        print(f"cedkv: the run was aborted: {aborted}", file=sys.stderr)
+        if talks():
+            print(f"cedkv: the run was aborted: {aborted}", file=sys.stderr)
         return ABORTED
-    if talks():
+    except LostProcessError as lost:
+        print(f"cedkv: error: {lost}", file=sys.stderr)
+        return ABORTED
+    leave()
+    if run_id:
         print(f"run {run_id}")
         print(f"judge it: cedkv gate {run_id}")
     return 0
@@ -72,18 +80,35 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 def _resumed(arguments: argparse.Namespace, config: Config | None) -> str:
     """Go on with a run, in the configuration of its checkpoint where none is given."""
     from cedkv.cli.judge import store, whole_id
+    from cedkv.config import from_logged
+    from cedkv.train.follow import by_first
+    from cedkv.train.launch import join
     from cedkv.train.main import run_training
-    from cedkv.train.resume import resumption
+    from cedkv.train.resume import Resumption, resumption
 
-    arguments.tracking_uri = None if config is None else config.tracking.uri
-    uri = store(arguments)
-    run_id = whole_id(arguments, arguments.resume)
+    team = join(os.environ)
+    found: list[Resumption] = []
 
     def warn(message: str) -> None:
         print(f"cedkv: warning: {message}", file=sys.stderr)
 
-    with resumption(run_id, uri, config, arguments.allow_changed, warn) as resumed:
-        return run_training(resumed.config, phase=3, progress=True, resumed=resumed)
+    with ExitStack() as held:
+
+        def find() -> None:
+            arguments.tracking_uri = None if config is None else config.tracking.uri
+            uri = store(arguments)
+            run_id = whole_id(arguments, arguments.resume)
+            going_on = resumption(run_id, uri, config, arguments.allow_changed, warn, processes=team.size)
+            found.append(held.enter_context(going_on))
+
+        by_first(team, find)
+        if team.first:
+            config = found[0].config
+        told = team.tell(
+            json.dumps(config.model_dump(mode="json") if config and team.first else None).encode()
+        )
+        going_on = from_logged(json.loads(told), "the checkpoint")
+        return run_training(going_on, phase=3, progress=True, resumed=found[0] if found else None)
 
 
 def config_validate(arguments: argparse.Namespace) -> int:

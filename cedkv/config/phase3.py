@@ -181,6 +181,8 @@ class Train(Section):
     """ON prompts per step"""
     off_batch: Count = 16
     """OFF prompts per step, drawn from the hard pool"""
+    batch_rows: Count = 64
+    """prompts per pass with gradients: what a step needs of memory, and what several processes share a step by"""
     keep: Literal["best_feasible", "last"] = "best_feasible"
     """memory a run ends with: of the eval ticks with p99 within its limit the one with the lowest ON loss, else the last"""
     topk_schedule: Annotated[Listed[Count], Field(min_length=1)] = (32, 16, 8, 4)

@@ -32,6 +32,22 @@ def cvar(values: Tensor, tail_fraction: float) -> Tensor:
     >>> cvar(torch.tensor([1.0, 5.0, 2.0]), 0.5)  # (5 + 0.5 * 2) / 1.5
     tensor(4.)
     """
+    worst, shares, tail = _tail(values, tail_fraction)
+    return (values[worst] * shares).sum() / tail
+
+
+def tail_weights(values: Tensor, tail_fraction: float) -> Tensor:
+    """The gradient of `cvar`: ``[n]``, the weight of each of ``values`` in it. They sum to one; most are zero.
+
+    >>> tail_weights(torch.tensor([1.0, 5.0, 2.0, 4.0]), 0.5)
+    tensor([0.0000, 0.5000, 0.0000, 0.5000])
+    """
+    worst, shares, tail = _tail(values, tail_fraction)
+    return torch.zeros_like(values).index_copy(0, worst, shares / tail)
+
+
+def _tail(values: Tensor, tail_fraction: float) -> tuple[Tensor, Tensor, float]:
+    """Places of the worst ``values``, largest first, the share that each is in the tail with, and the tail's size."""
     if not 0.0 < tail_fraction <= 1.0:
         raise ValueError(
             f"tail_fraction is {tail_fraction}; it is a share of the samples: give a value in (0, 1]"
@@ -44,8 +60,8 @@ def cvar(values: Tensor, tail_fraction: float) -> Tensor:
     tail = values.numel() * tail_fraction
     whole = math.floor(tail)
     fraction = tail - whole
-    worst = values.topk(whole + (1 if fraction > 0 else 0)).values
-    weights = torch.ones_like(worst)
+    worst = values.topk(whole + (1 if fraction > 0 else 0)).indices
+    shares = torch.ones_like(worst, dtype=values.dtype)
     if fraction > 0:
-        weights[-1] = fraction
-    return (worst * weights).sum() / tail
+        shares[-1] = fraction
+    return worst, shares, tail

@@ -11,6 +11,9 @@ keeps them; `cedkv.injection.resume` runs the model's own code from there on, in
 
 Nothing is approximated; `cedkv.evaluate.choose_shortcut` measures on a probe how far each is from the plain pass.
 
+The passes are dealt to the processes of a team, and what they give is shared: making a trunk, and going through its
+prompts, is a meeting of all of them.
+
 Shapes: P prompts of one length T, M nodes (see `cedkv.injection.tree`), V vocabulary, h hidden size, H query heads.
 """
 
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cedkv.core.team import ALONE, Team
 from cedkv.injection.attention import observe
 from cedkv.injection.merge import OwnAttention, Scoring, own_attention
 from cedkv.injection.storage import Room, picked
@@ -72,6 +76,7 @@ class Trunk(Sequence[Ids]):
         keep: how many of the last positions matter, for each prompt; 1 by default.
         batch_rows: prompts per forward pass while it is made (fewer where they are long).
         room: where to keep it all; in memory by default.
+        team: the processes that share the passes; they have the same prompts.
     """
 
     def __init__(
@@ -84,8 +89,9 @@ class Trunk(Sequence[Ids]):
         keep: Sequence[int] | None = None,
         batch_rows: int = 256,
         room: Room | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self._prompts = tuple(prompts)
+        self._prompts, self.team = tuple(prompts), team
         self._model, self.first_layer, self.shortcut = model, first_layer, shortcut
         self._keep = (1,) * len(self._prompts) if keep is None else tuple(keep)
         self._forest = grow(self._prompts)
@@ -99,7 +105,7 @@ class Trunk(Sequence[Ids]):
         self._whole: dict[tuple[int, int], list[Packed]] = {}
         self._kept: dict[str, Tensor] = {}
         self._scoring: Scoring | None = None
-        self._capture(batch_rows, room or Room(), ends)
+        self._capture(batch_rows, room or Room(team=team), ends)
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -141,20 +147,24 @@ class Trunk(Sequence[Ids]):
     def product(self, places: Sequence[int], rows: int, states: int) -> Iterable[Packed]:
         """The prompts at `places` for passes of at most `rows` (prompt × state) each, under `states` states.
 
-        Members are indices into `places`. From `Shortcut.SHARE` on, prompts share their beginnings.
+        Members are indices into `places`. From `Shortcut.SHARE` on, prompts share their beginnings. In a team, these are
+        the passes of this process.
         """
         if list(places) != list(range(len(self))):
-            return self._product(places, rows, states)
+            return (packed for _, packed in self._product(places, rows, states))
         if (rows, states) not in self._whole:
-            self._whole[rows, states] = list(self._product(places, rows, states))
+            self._whole[rows, states] = [packed for _, packed in self._product(places, rows, states)]
         return self._whole[rows, states]
 
-    def single(self, places: Sequence[int]) -> Iterator[Packed]:
-        """The prompts at `places`, each in a row of its own; members are indices into `places`, in no order."""
-        trees = [self._tree([i], places) for i in range(len(places))]
-        return self._packed(trees, len(places), 1, PADDING_OF_FEW)
+    def single(self, places: Sequence[int], rows: int | None = None) -> Dealt:
+        """The prompts at `places`, each in a row of its own, at most `rows` in a pass (all by default).
 
-    def _product(self, places: Sequence[int], rows: int, states: int) -> Iterator[Packed]:
+        Members are indices into `places`, in no order. In a team, these are the passes of this process.
+        """
+        trees = [self._tree([i], places) for i in range(len(places))]
+        return self._packed(trees, rows or len(places), 1, PADDING_OF_FEW)
+
+    def _product(self, places: Sequence[int], rows: int, states: int) -> Dealt:
         if self.shortcut < Shortcut.SHARE:
             groups = [[i] for i in range(len(places))]
         else:
@@ -172,10 +182,13 @@ class Trunk(Sequence[Ids]):
         paths = [self._forest.paths[places[i]] for i in members]
         return plant(members, paths, [self._keep[places[i]] for i in members])
 
-    def _packed(self, trees: Sequence[Tree], rows: int, states: int, padding: float) -> Iterator[Packed]:
+    def _packed(self, trees: Sequence[Tree], rows: int, states: int, padding: float) -> Dealt:
         exact = self.shortcut is Shortcut.PLAIN
-        for batch in batches(trees, rows=rows, states=states, padding=1.0 if exact else padding):
-            yield pack(batch, self._forest.depths, self._model.device)
+        passes = list(batches(trees, rows=rows, states=states, padding=1.0 if exact else padding))
+        mine = self.team.deal([len(batch) * len(batch[-1].nodes) for batch in passes])
+        return Dealt(
+            len(passes), ((n, pack(passes[n], self._forest.depths, self._model.device)) for n in mine)
+        )
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
@@ -184,17 +197,24 @@ class Trunk(Sequence[Ids]):
         """Plain passes over prompts of one length; what a node gives is kept from the first prompt that comes to it."""
         count = len(self._forest.tokens)
         missing, unsaid = set(range(count)), set(ends)
-        for places, keep in self._passes(batch_rows):
+        passes = list(self._passes(batch_rows))
+        mine = set(self.team.deal([len(places) * len(self._prompts[places[0]]) for places, _ in passes]))
+        for number, (places, keep) in enumerate(passes):
             paths = [self._forest.paths[place] for place in places]
+            kept, nodes = _new([node for path in paths for node in path], missing)
+            kept_ends, said = _new([node for path in paths for node in path[-keep:]], unsaid)
+            if number and number not in mine:
+                continue  # the first one tells every process what there is to keep
             hidden, own, logits = self._captured(places, keep)
             found = {} if hidden is None else {"hidden": hidden}
             if own is not None:
                 self._scoring = own.scoring
                 found |= {"query": own.query, "out": own.out, "lse": own.lse}
-            kept, nodes = _new([node for path in paths for node in path], missing)
+            if number not in mine:
+                kept, nodes, kept_ends, said = [], [], [], []
             self._put(found, kept, nodes, count, room)
-            kept, nodes = _new([node for path in paths for node in path[-keep:]], unsaid)
-            self._put({"base": logits}, kept, [ends[node] for node in nodes], len(ends), room)
+            self._put({"base": logits}, kept_ends, [ends[node] for node in said], len(ends), room)
+        room.share(self._kept.values())
 
     def _put(
         self, found: Mapping[str, Tensor], kept: Sequence[int], rows: Sequence[int], count: int, room: Room
@@ -255,6 +275,17 @@ def _new(nodes: list[int], missing: set[int]) -> tuple[list[int], list[int]]:
             missing.remove(node)
             places.append(place)
     return places, [nodes[place] for place in places]
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt(Iterable[tuple[int, Packed]]):
+    """Of `total` passes those that this process computes, each with its number; to be gone through once."""
+
+    total: int
+    mine: Iterator[tuple[int, Packed]]
+
+    def __iter__(self) -> Iterator[tuple[int, Packed]]:
+        return self.mine
 
 
 @dataclass(frozen=True, slots=True)

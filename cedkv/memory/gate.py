@@ -55,6 +55,11 @@ class GateStart:
     bias: Tensor
     pivot: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of it."""
+        return self.gain, self.bias, self.pivot
+
     @staticmethod
     def stack(parts: list[GateStart]) -> GateStart:
         """Along a new first axis."""

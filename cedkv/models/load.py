@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +49,15 @@ class LoadedModel:
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
 
 
+def kept_to_cpu(env: Mapping[str, str]) -> bool:
+    """Whether accelerate was told to use CPUs only (``use_cpu: true`` in a file of its own)."""
+    return env.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on", "y", "t"}
+
+
 def pick_device(device: str) -> str:
-    """`auto` means the GPU where there is one."""
+    """`auto` means the GPU where there is one, and accelerate was not told to leave it alone."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and not kept_to_cpu(os.environ) else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"model.device is {device!r}, but this torch sees no CUDA device: use 'cpu' or 'auto'"

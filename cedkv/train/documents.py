@@ -7,15 +7,18 @@ Shapes: L injected layers, P ON training prompts and U OFF prompts of a document
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from cedkv import ledger
 from cedkv.config import Config
 from cedkv.core.losses import kl_divergence
+from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_length, by_similar_length, pad_right
 from cedkv.data.encode import EncodedContext, EncodedCorpus
 from cedkv.injection import attention_to, capture, inject, positions_behind
@@ -53,6 +56,7 @@ def read_documents(
     layers: tuple[int, ...],
     *,
     rows: int,
+    team: Team = ALONE,
 ) -> Documents:
     """Capture every document and plan its slots.
 
@@ -60,29 +64,102 @@ def read_documents(
         teacher: [A, V] each, what it says to the ON evaluation prompts.
         layers: the injected ones.
         rows: prompts of one forward pass.
+        team: the processes that share the documents.
     """
-    atoms: dict[int, Atoms] = {}
-    plans: dict[int, SlotPlan] = {}
-    reads: dict[int, dict[str, float]] = {}
-    worst = 0.0
+    lengths = [len(context.ids) for context in encoded.contexts]
+    groups = list(by_length(lengths, DOCUMENTS_AT_ONCE))
+    read: dict[int, _Read] = {}
     with armed(loaded.model):
-        for numbers in by_length([len(context.ids) for context in encoded.contexts], DOCUMENTS_AT_ONCE):
-            contexts = [encoded.contexts[n] for n in numbers]
-            read = [capture(loaded.model, c.id, c.ids, c.types, encoded.skipped) for c in contexts]
-            group = _Group(numbers, States.stack([document.as_states() for document in read]))
-            worst = max(worst, _cache_error(loaded.model, encoded, group, teacher, rows))
-            looks = _looks(loaded, encoded, group, layers, rows)
-            for n, context, document, look in zip(numbers, contexts, read, looks, strict=True):
-                atoms[n] = document.at_layers(layers)
-                plans[n] = _plan(config, context, look)
-                reads[n] = _mass_by_type(look.on, context.types)
-    order = range(len(encoded.contexts))
+        for number in team.deal([sum(lengths[n] for n in group) for group in groups]):
+            read |= _read(config, loaded, encoded, groups[number], teacher=teacher, layers=layers, rows=rows)
+    documents = _shared(encoded, read, layers, team, loaded.device)
+    looks = torch.stack([document.looks for document in documents]).mean(0)
     return Documents(
-        [atoms[n] for n in order],
-        [plans[n] for n in order],
-        worst,
-        {kind: sum(reads[n][kind] for n in order) / len(order) for kind in reads[0]},
+        [document.atoms for document in documents],
+        [document.plan for document in documents],
+        max(document.error for document in documents),
+        dict(zip(_KINDS, looks.tolist(), strict=True)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is known of one document: its atoms, its plan, and the shares of its ON prompts' attention, as in `_KINDS`.
+
+    `error`: the largest KL between the teacher and the document's group, injected whole at all layers.
+    """
+
+    atoms: Atoms
+    plan: SlotPlan
+    looks: Tensor
+    error: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but names, for another process."""
+        plan = {name: getattr(self.plan, name) for name in _PLAN}
+        facts = {
+            "positions": self.atoms.positions,
+            "looks": self.looks,
+            "error": torch.tensor([self.error]).double(),
+        }
+        keys, values = (
+            {f"{name}.{layer}": x for layer, x in found.items()}
+            for name, found in (("key", self.atoms.keys), ("value", self.atoms.values))
+        )
+        return {name: x.contiguous() for name, x in {**plan, **facts, **keys, **values}.items()}
+
+    @classmethod
+    def of(cls, context: EncodedContext, layers: tuple[int, ...], found: Mapping[str, Tensor]) -> _Read:
+        """The document `context` as another process read it."""
+        keys, values = ({layer: found[f"{name}.{layer}"] for layer in layers} for name in ("key", "value"))
+        atoms = Atoms(context.id, context.types, found["positions"], keys, values)
+        return cls(atoms, SlotPlan(*(found[name] for name in _PLAN)), found["looks"], found["error"].item())
+
+
+_KINDS = (*ledger.ATOM_TYPES, "special")
+_PLAN = tuple(field.name for field in fields(SlotPlan))
+
+
+def _read(
+    config: Config,
+    loaded: LoadedModel,
+    encoded: EncodedCorpus,
+    numbers: list[int],
+    *,
+    teacher: Sequence[Tensor],
+    layers: tuple[int, ...],
+    rows: int,
+) -> dict[int, _Read]:
+    """The documents `numbers`, all of one length."""
+    contexts = [encoded.contexts[n] for n in numbers]
+    captured = [capture(loaded.model, c.id, c.ids, c.types, encoded.skipped) for c in contexts]
+    group = _Group(numbers, States.stack([document.as_states() for document in captured]))
+    error = _cache_error(loaded.model, encoded, group, teacher, rows)
+    looks = _looks(loaded, encoded, group, layers, rows)
+    return {
+        n: _Read(
+            atoms.at_layers(layers),
+            _plan(config, context, look),
+            _mass_by_type(look.on, context.types),
+            error,
+        )
+        for n, context, atoms, look in zip(numbers, contexts, captured, looks, strict=True)
+    }
+
+
+def _shared(
+    encoded: EncodedCorpus, read: dict[int, _Read], layers: tuple[int, ...], team: Team, device: torch.device
+) -> list[_Read]:
+    """Every document, of which each process of the team read some."""
+    if team.size > 1:
+        mine = {f"{n}:{name}": x for n, found in read.items() for name, x in found.tensors().items()}
+        for told in team.gather(safetensors.torch.save(mine)):
+            theirs: dict[int, dict[str, Tensor]] = defaultdict(dict)
+            for key, x in safetensors.torch.load(told).items():
+                n, _, name = key.partition(":")
+                theirs[int(n)][name] = x.to(device)
+            read |= {n: _Read.of(encoded.contexts[n], layers, found) for n, found in theirs.items()}
+    return [read[n] for n in range(len(encoded.contexts))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +254,11 @@ def _share(prompts: Sequence[_Prompt], width: int) -> Tensor:
     return share
 
 
-def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> dict[str, float]:
-    """Share of the attention on the document that each atom type gets; `special` is BOS and its like."""
-    mass = on.mean((0, 1))
-    kinds = [kind or "special" for kind in types]
-    total = mass.sum().item()
-    return {
-        kind: sum(m for m, k in zip(mass.tolist(), kinds, strict=True) if k == kind) / total
-        for kind in (*ledger.ATOM_TYPES, "special")
-    }
+def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> Tensor:
+    """Share of the attention on the document that each of `_KINDS` gets; `special` is BOS and its like."""
+    mass = on.mean((0, 1)).double().cpu()
+    of = torch.tensor([_KINDS.index(kind or "special") for kind in types])
+    return torch.zeros(len(_KINDS), dtype=torch.float64).index_add(0, of, mass) / mass.sum()
 
 
 def _plan(config: Config, context: EncodedContext, looks: _Looks) -> SlotPlan:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from cedkv.config import Config
+from cedkv import __version__
+from cedkv.config import Config, config_hash
 from cedkv.core.errors import UserError
+from cedkv.core.team import ALONE, Team
 from cedkv.data.build import build_corpus
 from cedkv.data.encode import EncodedCorpus, encode_corpus
-from cedkv.data.records import Corpus
+from cedkv.data.records import Corpus, hashes
 from cedkv.evaluate import answer_log_probs, choose_shortcut, probe_of
 from cedkv.injection import check_routed
 from cedkv.injection.storage import Room
@@ -42,6 +45,7 @@ class Experiment:
     `shortcut`: what passes over fixed prompts leave out, `shortcut_max_error` how far they are from plain ones, in nats.
     `on`, `off` and `stress` are the training and stress prompts up to the first injected layer; those of `on` go on to
     the last answer token but one.
+    `team`: the processes that share all this; each holds the same experiment.
     """
 
     config: Config
@@ -61,6 +65,7 @@ class Experiment:
     off: Trunk
     stress: Trunk
     teacher_reads: dict[str, float]
+    team: Team = ALONE
 
     @property
     def model(self) -> CausalLM:
@@ -95,11 +100,12 @@ def mix_spec(config: Config, model: CausalLM, phase: int) -> MixSpec:
     )
 
 
-def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experiment:
+def prepare(config: Config, phase: int, clock: Clock | None = None, team: Team = ALONE) -> Experiment:
     """Load, encode, ask the teacher, capture, choose anchors.
 
     Args:
         clock: where the time that the parts take is noted.
+        team: the processes that share the work; a meeting of all of them.
 
     Raises:
         UserError: anything in the configuration, the data or the model that cannot work, before training starts.
@@ -116,26 +122,34 @@ def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experimen
         spec = mix_spec(config, loaded.model, phase)
         check_routed(loaded.model, spec.injection)
         encoded = encode_corpus(config, corpus, loaded.tokenizer, loaded.context_length)
+        _check_same(team, config, corpus, loaded)
     rows = config.phase3.eval.batch_rows
     with clock.part("teacher"):
-        teacher = _teacher(loaded.model, encoded, rows)
-        base_eval = _base(loaded.model, encoded, rows)
+        teacher = _teacher(loaded.model, encoded, rows, team)
+        base_eval = _base(loaded.model, encoded, rows, team)
     trained = len(encoded.on_train)
     teacher_train, teacher_eval = teacher.answers[:trained], teacher.answers[trained:]
     with clock.part("capture"):
         documents = read_documents(
-            config, loaded, encoded, teacher_eval, spec.injection, rows=_rows_behind(rows)
+            config, loaded, encoded, teacher_eval, spec.injection, rows=_rows_behind(rows), team=team
         )
         bank = MemoryBank(documents.atoms, documents.plans, spec).to(loaded.device)
         if config.phase3.mix.slot_gate == "affine":
-            bank.gate = _gate(config, loaded.model, encoded, bank)
+            bank.gate = _gate(config, loaded.model, encoded, bank, team)
     with clock.part("trunk"):
         probe = probe_of([row.prompt for row in encoded.stress])
         states = bank.states(k=config.phase3.candidate.pool_size).detach()
         shortcut, error = choose_shortcut(loaded.model, states, probe, SHORTCUT_TOLERANCE)
-        room = Room(config.phase3.eval.trunk_memory_gib)
+        shortcut = Shortcut(team.tell(bytes([shortcut]))[0])
+        room = Room(config.phase3.eval.trunk_memory_gib, team)
         trunk = partial(
-            Trunk, loaded.model, first_layer=states.layers[0], shortcut=shortcut, batch_rows=rows, room=room
+            Trunk,
+            loaded.model,
+            first_layer=states.layers[0],
+            shortcut=shortcut,
+            batch_rows=rows,
+            room=room,
+            team=team,
         )
         on, off, stress = (
             trunk(
@@ -163,27 +177,48 @@ def prepare(config: Config, phase: int, clock: Clock | None = None) -> Experimen
         off=off,
         stress=stress,
         teacher_reads=documents.teacher_reads,
+        team=team,
     )
 
 
-def _teacher(model: CausalLM, encoded: EncodedCorpus, rows: int) -> Teacher:
+def _check_same(team: Team, config: Config, corpus: Corpus, loaded: LoadedModel) -> None:
+    """Refuse processes that would not compute the same run."""
+    contents = {name: content["sha256"] for name, content in hashes(corpus).items()}
+    facts = {
+        **contents,
+        "configuration": config_hash(config),
+        "model": loaded.fingerprint,
+        "code": __version__,
+    }
+    told = json.loads(team.tell(json.dumps(facts).encode()))
+    differs = [name for name in facts if facts[name] != told[name]]
+    if team.any(bool(differs)):
+        raise UserError(
+            f"process {team.rank} of {team.size} does not have the first one's {', '.join(differs) or 'files, but another has not'}"
+            ": give all of them the same configuration, data, model and version of cedkv"
+        )
+
+
+def _teacher(model: CausalLM, encoded: EncodedCorpus, rows: int, team: Team) -> Teacher:
     """What the teacher says to the ON training prompts and to the ON evaluation prompts, in this order."""
     questions = questions_of(encoded, (*encoded.on_train, *encoded.on_eval))
-    return ask_teacher(model, [c.ids for c in encoded.contexts], questions, rows=_rows_behind(rows))
+    return ask_teacher(
+        model, [c.ids for c in encoded.contexts], questions, rows=_rows_behind(rows), team=team
+    )
 
 
 @torch.no_grad()
-def _base(model: CausalLM, encoded: EncodedCorpus, rows: int) -> list[Tensor]:
+def _base(model: CausalLM, encoded: EncodedCorpus, rows: int, team: Team) -> list[Tensor]:
     """What the bare model says to the ON evaluation prompts without their documents."""
     prompts, answers = [row.prompt for row in encoded.on_eval], [row.answer for row in encoded.on_eval]
-    return answer_log_probs(model, prompts, answers, batch_rows=rows)
+    return answer_log_probs(model, prompts, answers, batch_rows=rows, team=team)
 
 
-def _gate(config: Config, model: CausalLM, encoded: EncodedCorpus, bank: MemoryBank) -> SlotGate:
+def _gate(config: Config, model: CausalLM, encoded: EncodedCorpus, bank: MemoryBank, team: Team) -> SlotGate:
     slots, warm = bank.states(config.phase3.candidate.pool_size).detach(), config.phase3.warm_start.gate
     sinks = bank.spec.sink_slots
     start = (
-        gate_start(config, model, encoded, slots, sinks=sinks)
+        gate_start(config, model, encoded, slots, sinks=sinks, team=team)
         if warm.start == "measured"
         else identity_start(slots, model.config.get_text_config().num_attention_heads, sinks)
     )

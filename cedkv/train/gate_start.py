@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cedkv.config import Config
+from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_similar_length, pad_left
 from cedkv.data.encode import EncodedCorpus
 from cedkv.injection.attention import AttentionCall, inject, wide
@@ -23,7 +24,13 @@ from cedkv.models.types import CausalLM
 
 @torch.no_grad()
 def gate_start(
-    config: Config, model: CausalLM, encoded: EncodedCorpus, states: States, *, sinks: int
+    config: Config,
+    model: CausalLM,
+    encoded: EncodedCorpus,
+    states: States,
+    *,
+    sinks: int,
+    team: Team = ALONE,
 ) -> GateStart:
     """Gains and biases of every document, by what training prompts give its slots.
 
@@ -33,16 +40,26 @@ def gate_start(
     Args:
         states: the slots as training begins, without gates.
         sinks: how many of them, in front, are sinks: they have no gate, and compete like the prompt's own tokens.
+        team: the processes that share passes and documents.
     """
     keys, rows = config.phase3.warm_start.gate, config.phase3.eval.batch_rows
     slots = states.slots - sinks
     prompts = len(encoded.off_train)
     given_up = min(round(keys.off_share * prompts / (states.count * slots)), prompts - 1)
     aims = GateAims(keys.on_log_odds, keys.off_log_odds, keys.max_gain, given_up)
-    on = _on(model, encoded, states, rows)
-    off = ends_of(model, [row.prompt for row in encoded.off_train], states.layers, rows=rows)
-    documents = []
-    for n in range(states.count):
+    on = _on(model, encoded, states, rows, team)
+    off = ends_of(model, [row.prompt for row in encoded.off_train], states.layers, rows=rows, team=team)
+    first = states.layers[0]
+    groups, heads = states.keys[first].shape[1], on.scores[first].shape[1]
+    whole = GateStart(
+        *(
+            states.keys[first].new_zeros(
+                states.count, len(states.layers), h, slots, dtype=on.lse[first].dtype
+            )
+            for h in (groups, heads, heads)
+        )
+    )
+    for n in team.deal([1.0] * states.count):
         mine = on.documents == n
         seen = [_behind(Seen(on.scores[layer][mine], on.lse[layer][mine]), sinks) for layer in states.layers]
         own, starts = own_slots(seen), []
@@ -51,8 +68,10 @@ def gate_start(
             starts.append(
                 measured_start(there, own, _behind(_given(off[layer], key), sinks), key.shape[0], aims)
             )
-        documents.append(GateStart.stack(starts))
-    return GateStart.stack(documents)
+        for into, found in zip(whole.tensors, GateStart.stack(starts).tensors, strict=True):
+            into[n] = found
+    team.merge(*whole.tensors)
+    return whole
 
 
 def _behind(seen: Seen, sinks: int) -> Seen:
@@ -72,23 +91,36 @@ class _On:
     lse: dict[int, Tensor]  # [P, H], of the prompt's own tokens
 
 
-def _on(model: CausalLM, encoded: EncodedCorpus, states: States, rows: int) -> _On:
+def _on(model: CausalLM, encoded: EncodedCorpus, states: States, rows: int, team: Team) -> _On:
     prompts = [row.prompt + row.answer[:-1] for row in encoded.on_train]
     counted = [len(row.answer) for row in encoded.on_train]
-    scores: dict[int, list[Tensor]] = {layer: [] for layer in states.layers}
-    lse: dict[int, list[Tensor]] = {layer: [] for layer in states.layers}
-    documents: list[int] = []
-    for part in by_similar_length([len(prompt) for prompt in prompts], rows):
+    first = torch.tensor([0, *counted]).cumsum(0)
+    scores: dict[int, Tensor] = {}
+    lse: dict[int, Tensor] = {}
+    parts = list(by_similar_length([len(prompt) for prompt in prompts], rows))
+    dealt = set(team.deal([sum(len(prompts[i]) for i in part) for part in parts]))
+    # The first pass tells every process what there is to keep.
+    for number in sorted(dealt | {0}):
+        part = parts[number]
         keep = max(counted[i] for i in part)
         matters = torch.tensor(
             [[q >= keep - counted[i] for q in range(keep)] for i in part], device=model.device
         )
-        documents += [encoded.on_train[i].document for i in part for _ in range(counted[i])]
+        places = torch.cat([torch.arange(int(first[i]), int(first[i + 1])) for i in part]).to(model.device)
 
-        def see(call: AttentionCall, keep: int = keep, matters: Tensor = matters) -> None:
+        def see(
+            call: AttentionCall,
+            keep: int = keep,
+            matters: Tensor = matters,
+            places: Tensor = places,
+            mine: bool = number in dealt,
+        ) -> None:
             found = call.scores(keep).transpose(1, 2)[matters]  # [P, H, S + T]
-            scores[call.layer].append(found[..., : call.slots])
-            lse[call.layer].append(_with_sinks(found[..., call.slots :].logsumexp(-1), call))
+            given, own = found[..., : call.slots], _with_sinks(found[..., call.slots :].logsumexp(-1), call)
+            for kept, x in ((scores, given), (lse, own)):
+                into = kept.setdefault(call.layer, x.new_zeros(int(first[-1]), *x.shape[1:]))
+                if mine:
+                    into[places] = x
 
         named = torch.tensor([encoded.on_train[i].document for i in part], device=model.device)
         with inject(model, states, named, see):
@@ -97,11 +129,9 @@ def _on(model: CausalLM, encoded: EncodedCorpus, states: States, rows: int) -> _
                 use_cache=False,
                 logits_to_keep=1,
             )
-    return _On(
-        torch.tensor(documents, device=model.device),
-        {layer: torch.cat(found) for layer, found in scores.items()},
-        {layer: torch.cat(found) for layer, found in lse.items()},
-    )
+    team.merge(*(kept[layer] for kept in (scores, lse) for layer in states.layers))
+    documents = torch.tensor([row.document for row in encoded.on_train], device=model.device)
+    return _On(documents.repeat_interleave(torch.tensor(counted, device=model.device)), scores, lse)
 
 
 def _given(own: OwnAttention, key: Tensor) -> Seen:

@@ -65,6 +65,13 @@ def fixed_on_loss(
     batch = [experiment.encoded.on_train[i] for i in chosen]
     teacher = [experiment.teacher_train[i] for i in chosen]
     loss, _ = on_loss(
-        experiment.model, bank, k, batch, experiment.on.take(chosen), teacher=teacher, kind=kind
+        experiment.model,
+        bank,
+        k,
+        batch,
+        experiment.on.take(chosen),
+        teacher=teacher,
+        kind=kind,
+        rows=experiment.config.phase3.eval.batch_rows,
     )
     return loss.item()

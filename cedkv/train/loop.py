@@ -54,6 +54,7 @@ class Trainer:
         self, experiment: Experiment, log: Log, *, warn: Callable[[str], None], clock: Clock | None = None
     ) -> None:
         self.experiment, self.log, self.warn = experiment, log, warn
+        self.team = experiment.team
         self.phase3 = experiment.config.phase3
         self.model, self.bank = experiment.model, experiment.bank
         self.off, self.stress_prompts = experiment.off, experiment.stress
@@ -74,7 +75,8 @@ class Trainer:
         self.ticks = 0
         self.finite = FiniteWatch(train.nonfinite_patience, warn)
         self.keeper = Keeper(self.bank, limit)
-        self.system = SystemMetrics() if experiment.config.tracking.system_metrics else None
+        watched = experiment.config.tracking.system_metrics and self.team.first
+        self.system = SystemMetrics() if watched else None
         delimiter = self.phase3.candidate.delimiter
         self.delimiters = DelimiterWatch(delimiter.mass_cap, delimiter.warn_ratio, self.bank.documents, warn)
         self.done = 0  # steps; more than 0 at the start of a run that is resumed
@@ -166,6 +168,7 @@ class Trainer:
             off=off,
             tail_fraction=loss.off.cvar_tail_fraction,
             batch_rows=self.phase3.eval.batch_rows,
+            rows=self.phase3.train.batch_rows,
         )
         return terms if source == "hf" else terms.blended(*self._proxy_terms(k, on, off), loss.blend)
 
@@ -228,6 +231,7 @@ class Trainer:
 
     def _tick(self, step: int) -> StressResult | None:
         k = self.k_at(step)
+        self.team.check_equal(self.bank.parameters(), f"step {step}: the memory")
         result = self.measured(k)
         deltas = result.delta.tolist()
         p99 = _p99(deltas)

@@ -49,7 +49,7 @@ class Proxies:
     """The cached attention of an experiment's prompts; each part is read when it is first needed."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+        self._experiment, self._team = experiment, experiment.team
         self._layers = experiment.bank.spec.injection
         self._rows = experiment.config.phase3.eval.batch_rows
 
@@ -57,13 +57,13 @@ class Proxies:
     def stress(self) -> Ends:
         """The fixed stress prompts."""
         prompts = [row.prompt for row in self._experiment.encoded.stress]
-        return ends_of(self._experiment.model, prompts, self._layers, rows=self._rows)
+        return ends_of(self._experiment.model, prompts, self._layers, rows=self._rows, team=self._team)
 
     @cached_property
     def off(self) -> Ends:
         """The OFF training prompts."""
         prompts = [row.prompt for row in self._experiment.encoded.off_train]
-        return ends_of(self._experiment.model, prompts, self._layers, rows=self._rows)
+        return ends_of(self._experiment.model, prompts, self._layers, rows=self._rows, team=self._team)
 
     @cached_property
     def on(self) -> OnEnds:
@@ -77,12 +77,14 @@ class Proxies:
 
     def _on(self, places: Sequence[int]) -> OnEnds:
         experiment = self._experiment
-        return on_ends(experiment.model, experiment.encoded, places, self._layers, self._rows)
+        return on_ends(
+            experiment.model, experiment.encoded, places, self._layers, rows=self._rows, team=self._team
+        )
 
     @torch.no_grad()
     def ranked_off(self, bank: MemoryBank, k: int, count: int) -> list[int]:
         """The `count` OFF training prompts whose largest proxy over states is largest, largest first."""
-        worst = proxy_off(self.off, bank.states(k).detach()).amax(1)
+        worst = proxy_off(self.off, bank.states(k).detach(), self._team).amax(1)
         return worst.argsort(descending=True, stable=True)[:count].tolist()
 
     def on_term(self, bank: MemoryBank, k: int, places: Sequence[int]) -> Tensor:
@@ -104,8 +106,7 @@ class Proxies:
     def off_term(self, bank: MemoryBank, k: int, places: Sequence[int], tail_fraction: float) -> Tensor:
         """CVaR over the OFF training prompts at `places` of the largest `proxy_off` over states, differentiable."""
         ends, states = taken(self.off, places), bank.states(k)
-        with torch.no_grad():
-            worst = proxy_off(ends, states.detach()).argmax(1)
+        worst = proxy_off(ends, states.detach()).argmax(1)
         return cvar(proxy_off_of(ends, states, worst), tail_fraction)
 
     @torch.no_grad()
@@ -113,12 +114,14 @@ class Proxies:
         """Both proxies against what was measured: the stress set of a tick, and the sample of ON training prompts."""
         experiment, off = self._experiment, self._experiment.config.phase3.loss.off
         states = bank.states(k).detach()
-        proxy = proxy_off(self.stress, states).cpu()
+        proxy = proxy_off(self.stress, states, self._team).cpu()
         batch = [experiment.encoded.on_train[i] for i in self.sample.places]
         teacher = [experiment.teacher_train[i] for i in self.sample.places]
         prompts = experiment.on.take(self.sample.places)
         kl, nll = (
-            on_losses(experiment.model, bank, k, batch, prompts, teacher=teacher, kind=kind)[0].cpu()
+            on_losses(
+                experiment.model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=self._rows
+            ).cpu()
             for kind in ("kl", "answer_nll")
         )
         on = self.sample.values(states).cpu()

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from cedkv import ledger
 from cedkv.config import Config, config_hash, dump_yaml
-from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.data.batching import every_nth, pad_left
 from cedkv.data.records import hashes
@@ -37,6 +35,8 @@ from cedkv.tracking.writer import RunWriter
 from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.desk import attach_page
 from cedkv.train.experiment import Experiment, prepare
+from cedkv.train.follow import Follower, by_first
+from cedkv.train.launch import join
 from cedkv.train.loop import Trainer
 from cedkv.train.mlflow_pages import enter_model, note_data, run_name
 from cedkv.train.outcome import Outcome
@@ -69,25 +69,27 @@ def run_training(
         resumed: go on with an interrupted run; `config` is its own. The caller holds its checkpoints open.
 
     Returns:
-        The id of the run.
+        The id of the run; empty in processes of a launch that are not the first.
 
     Raises:
         UserError: anything the user can mend; nothing is logged then.
     """
     clock = Clock()
     with clock.part("load"):
-        _refuse_several_processes(os.environ)
+        team = join(os.environ)
+        progress = progress and team.first
         uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
-        check_store(uri)
-        check_room(uri)
-        hook = _webhook(os.environ)
+        by_first(team, partial(_check_places, uri))
+        hook = _webhook(os.environ) if team.first else None
     keep_freed_memory()
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
-    experiment = prepare(config, phase, clock)
+    experiment = prepare(config, phase, clock, team)
     _say_detours(experiment, progress)
     with clock.part("load"):
         tags = tags_of(experiment, phase, explore=explore)
+    if not team.first:
+        return _follow(experiment, phase, clock)
     if reproduces is not None:
         tags[ledger.TAG_REPRODUCES] = reproduces
     if resumed is not None:
@@ -120,8 +122,8 @@ def run_training(
         with clock.part("log"):
             _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
         trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
-        saver = Saver(run, checkpoints, trainer, facts_of(config, tags), resumed)
-        _train_and_log(log, saver, phase, progress)
+        saver = Saver(run, checkpoints, trainer, facts_of(config, team.size, tags), resumed)
+        _train_and_log(run, log, saver, phase, progress)
     checkpoints.clear()
     with clock.part("finish"):
         _publish(run.run_id, uri, config, progress)
@@ -129,9 +131,26 @@ def run_training(
     return run.run_id
 
 
-def _train_and_log(log: TimedLog, saver: Saver, phase: int, progress: bool) -> None:
+def _check_places(uri: str) -> None:
+    """Raise `UserError` where the log or checkpoints could not be written, before anything is computed."""
+    check_store(uri)
+    check_room(uri)
+
+
+def _follow(experiment: Experiment, phase: int, clock: Clock) -> str:
+    """Share the work of the process that has the run; its id is nobody's business here."""
+    with Follower() as run:
+        trainer = Trainer(experiment, run, warn=lambda _: None, clock=clock)
+        if phase == 2:
+            _baseline(trainer)
+        else:
+            _train(Saver(run, None, trainer, {}, None), progress=False)
+    return run.run_id
+
+
+def _train_and_log(run: RunWriter, log: TimedLog, saver: Saver, phase: int, progress: bool) -> None:
     """Train, and log what came of it; traces, and a memory that numbers went bad under, also where the training failed."""
-    run, trainer, experiment = saver.run, saver.trainer, saver.trainer.experiment
+    trainer, experiment = saver.trainer, saver.trainer.experiment
     try:
         outcome = _baseline(trainer) if phase == 2 else _train(saver, progress)
         kept = "last" if outcome.kept is None else f"best_feasible@{outcome.kept.step}"
@@ -175,17 +194,6 @@ def _webhook(env: Mapping[str, str]) -> Webhook | None:
     return Webhook(url, lambda message: _say(True, f"warning: {message}")) if url else None
 
 
-def _refuse_several_processes(env: Mapping[str, str]) -> None:
-    """Each of them would train and log a run of its own."""
-    # On CPUs accelerate counts processes only where it is asked for a CPU group, so the launcher's word comes first.
-    launched = env.get("WORLD_SIZE", "1")
-    processes = int(launched) if launched.isdecimal() and int(launched) > 1 else PartialState().num_processes
-    if processes > 1:
-        raise UserError(
-            f"{processes} processes were launched, but this release trains in one: use --num_processes 1"
-        )
-
-
 def _say(progress: bool, message: str) -> None:
     if progress:
         sys.stderr.write(f"cedkv: {message}\n")
@@ -225,7 +233,7 @@ def tags_of(experiment: Experiment, phase: int, *, explore: bool = False) -> dic
         ledger.TAG_PHASE: str(phase),
         ledger.TAG_CONFIG_HASH: config_hash(config),
         ledger.TAG_MODEL: experiment.loaded.fingerprint,
-        ledger.TAG_WORLD_SIZE: "1",
+        ledger.TAG_WORLD_SIZE: str(experiment.team.size),
         ledger.TAG_POLICY_MODE: runtime.policy_mode,
         ledger.TAG_STRICT_HF: str(runtime.strict_hf).lower(),
         ledger.TAG_TEACHER: "cached" if experiment.teacher_cached else "whole",

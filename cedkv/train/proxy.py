@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cedkv import ledger
 from cedkv.core.proxy import pearson_of_logs, relative_change, spearman
+from cedkv.core.team import ALONE, Team
 from cedkv.data.encode import EncodedCorpus
 from cedkv.injection.ends import Ends, ends_of
 from cedkv.injection.merge import OwnAttention
@@ -31,19 +32,23 @@ BLOCK = 1 << 24
 """Numbers of attention output that are held at once."""
 
 
-def proxy_off(ends: Ends, states: States) -> Tensor:
-    """[U, N], without a graph: every prompt under every state, one matrix product per layer and kv head."""
+@torch.no_grad()
+def proxy_off(ends: Ends, states: States, team: Team = ALONE) -> Tensor:
+    """[U, N]: every prompt under every state, one matrix product per layer and kv head, blocks dealt to `team`."""
     own = next(iter(ends.values()))
-    size = own.out[0].numel() * states.count
-    blocks = []
-    for places in torch.arange(own.out.shape[0], device=own.out.device).split(max(1, BLOCK // size)):
+    prompts, size = own.out.shape[0], own.out[0].numel() * states.count
+    found = own.out.new_zeros(prompts, states.count)
+    blocks = torch.arange(prompts, device=own.out.device).split(max(1, BLOCK // size))
+    for number in team.deal([block.numel() for block in blocks]):
+        places = blocks[number]
         changes = []
         for layer in states.layers:
             part = _taken(ends[layer], places)
             merged = part.merged_with_all(states.at(layer))  # [U, N, 1, H, E]
             changes.append(relative_change(merged, part.out[:, None])[..., 0])
-        blocks.append(torch.stack(changes).mean(0))
-    return torch.cat(blocks)
+        found[places] = torch.stack(changes).mean(0)
+    team.merge(found)
+    return found
 
 
 def proxy_off_of(ends: Ends, states: States, rows: Tensor) -> Tensor:
@@ -90,7 +95,13 @@ class OnEnds:
 
 
 def on_ends(
-    model: CausalLM, encoded: EncodedCorpus, places: Sequence[int], layers: tuple[int, ...], rows: int
+    model: CausalLM,
+    encoded: EncodedCorpus,
+    places: Sequence[int],
+    layers: tuple[int, ...],
+    *,
+    rows: int,
+    team: Team = ALONE,
 ) -> OnEnds:
     """Attention of the ON training prompts at `places`, by plain passes with and without their documents."""
     chosen = [encoded.on_train[i] for i in places]
@@ -105,8 +116,8 @@ def on_ends(
         tuple(places),
         torch.arange(len(chosen)).repeat_interleave(counts).to(device),
         torch.tensor([row.document for row in chosen]).repeat_interleave(counts).to(device),
-        ends_of(model, bare, layers, rows=rows, keep=keep),
-        ends_of(model, behind, layers, rows=max(1, rows // 8), keep=keep),
+        ends_of(model, bare, layers, rows=rows, keep=keep, team=team),
+        ends_of(model, behind, layers, rows=max(1, rows // 8), keep=keep, team=team),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import signal
 from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 
 from cedkv import ledger
@@ -20,10 +22,12 @@ from cedkv.tracking import lineage
 from cedkv.tracking.names import check_run_id, flatten
 from cedkv.tracking.reader import read_run
 from cedkv.tracking.reopen import Resumed, check_open_to_resume
+from cedkv.tracking.signals import Terminated
 from cedkv.tracking.sqlite import try_writing
 from cedkv.tracking.store import DEFAULT_DATABASE, database_path, is_sqlite, project_root
 from cedkv.tracking.tables import parse_mapping
 from cedkv.train.checkpoint import Checkpoint, Checkpoints, differences
+from cedkv.train.follow import Follower
 from cedkv.train.state import restore, state_of, tensors_of
 
 if TYPE_CHECKING:
@@ -55,12 +59,15 @@ def check_room(uri: str) -> None:
         ) from error
 
 
-def facts_of(config: Config, tags: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What decides a run's numbers: settings, code, environment; of `tags` those of the model and the data."""
+def facts_of(config: Config, processes: int, tags: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What decides a run's numbers: settings, code, environment; of `tags` those of the model and the data.
+
+    The number of `processes` decides none; but who goes on with another one should know.
+    """
     settings = flatten(config.model_dump(mode="json", exclude=NOT_HASHED))
     return {
         **dict(settings),
-        ledger.TAG_WORLD_SIZE: "1",
+        ledger.TAG_WORLD_SIZE: str(processes),
         **lineage.collect(threads=torch.get_num_threads()),
         **{name: value for name, value in (tags or {}).items() if _late(name)},
     }
@@ -106,13 +113,20 @@ class Resumption:
 
 @contextmanager
 def resumption(
-    run_id: str, uri: str, config: Config | None, allowed: Collection[str], warn: Callable[[str], object]
+    run_id: str,
+    uri: str,
+    config: Config | None,
+    allowed: Collection[str],
+    warn: Callable[[str], object],
+    *,
+    processes: int = 1,
 ) -> Iterator[Resumption]:
     """What it takes to go on with `run_id`, while no other process can.
 
     Args:
         config: the configuration as it is now; None: as it was.
         allowed: names of settings and tags that may differ, or of groups of settings.
+        processes: how many there are now.
 
     Raises:
         UserError: the run is finished, has no good checkpoint, is open elsewhere, or would go on as another one.
@@ -131,7 +145,7 @@ def resumption(
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
         _check_names(allowed, checkpoint.facts)
         was = {name: value for name, value in checkpoint.facts.items() if not _late(name)}
-        changed = _allowed(was, facts_of(config), allowed, run_id)
+        changed = _allowed(was, facts_of(config, processes), allowed, run_id)
         yield Resumption(run_id, checkpoints, checkpoint, config, allowed, changed, record.tags)
 
 
@@ -180,40 +194,49 @@ def _allowed(
 
 @dataclass(frozen=True, slots=True)
 class Saver:
-    """Writes checkpoints of an open run, and lets signals through only where one was written."""
+    """Writes checkpoints of an open run, and lets signals through only where one was written.
 
-    run: RunWriter
-    checkpoints: Checkpoints
+    In a team, all processes go on from what the first one read, and stop at the same step; the first one writes.
+    """
+
+    run: RunWriter | Follower
+    checkpoints: Checkpoints | None
     trainer: Trainer
     facts: Mapping[str, Any]
     resumed: Resumption | None
 
     def begin(self) -> None:
         """Put the trainer where the run was saved; from now on hold signals back."""
-        if self.resumed is not None:
-            checkpoint = self.resumed.checkpoint
-            restore(self.trainer, checkpoint.tensors, checkpoint.state["training"])
-            self.trainer.done = checkpoint.step
+        team, trainer = self.trainer.team, self.trainer
+        checkpoint = None if self.resumed is None else self.resumed.checkpoint
+        state, tensors = team.tell(_said(checkpoint)), team.tell(_packed(checkpoint))
+        if state:
+            told = json.loads(state)
+            restore(trainer, safetensors.torch.load(tensors), told["training"])
+            trainer.done = told["step"]
         self.run.hold_signals()
 
     def after_step(self) -> None:
         """Save where it is time to."""
         trainer, every = self.trainer, self.trainer.experiment.config.checkpoint.every
-        done, interrupted = trainer.done, self.run.interrupted
+        done, interrupted = trainer.done, trainer.team.any(self.run.interrupted)
         ends = done == trainer.phase3.train.steps or trainer.finite.lost
         if interrupted or ends or (every and done % every == 0):
             with trainer.clock.part("log"):
                 self._save()
         if interrupted:
-            if self.checkpoints.any:
+            if self.checkpoints is not None and self.checkpoints.any:
                 trainer.warn(f"interrupted after step {done}; go on with: cedkv --resume {self.run.run_id}")
             self.run.release_signals()
+            raise Terminated(signal.SIGTERM)  # the signal came to another process
 
     def end(self) -> None:
         """Training is over, and saved."""
         self.run.release_signals()
 
     def _save(self) -> None:
+        if self.checkpoints is None or isinstance(self.run, Follower):
+            return
         # A checkpoint says that the log is complete up to it: a resumed run logs nothing from before.
         self.run.flush()
         config = self.trainer.experiment.config.model_dump(mode="json")
@@ -225,3 +248,15 @@ class Saver:
                 f"step {self.trainer.done}: no checkpoint could be written to {str(self.checkpoints.folder)!r} "
                 f"({error.strerror}); the one before stays"
             )
+
+
+def _said(checkpoint: Checkpoint | None) -> bytes:
+    """Its step and the state of the training, as JSON."""
+    if checkpoint is None:
+        return b""
+    return json.dumps({"step": checkpoint.step, "training": checkpoint.state["training"]}).encode()
+
+
+def _packed(checkpoint: Checkpoint | None) -> bytes:
+    """Its tensors, as safetensors."""
+    return b"" if checkpoint is None else safetensors.torch.save(dict(checkpoint.tensors))

@@ -5,23 +5,22 @@ Shapes: B prompts of a minibatch, N states, A answer tokens, V vocabulary. Losse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cedkv.core.losses import kl_divergence
-from cedkv.core.risk import cvar
+from cedkv.core.risk import tail_weights
 from cedkv.data.encode import EncodedOn
 from cedkv.evaluate import SlotMass, stress
 from cedkv.injection.resume import resume
 from cedkv.injection.tree import Packed
 from cedkv.injection.trunk import Part, log_probs
 from cedkv.memory.bank import MemoryBank
-from cedkv.memory.state import States
 from cedkv.models.types import CausalLM
 
 OnKind = Literal["kl", "answer_nll"]
@@ -38,7 +37,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The three losses, each a scalar, and the attention mass on the slots that ON and OFF prompts showed.
+    """The three losses, each a scalar, and the attention mass on the slots that ON prompts and the OFF tail showed.
 
     Masses are None where no pass was run.
     """
@@ -69,12 +68,14 @@ def on_loss(
     *,
     teacher: Sequence[Tensor],
     kind: OnKind,
+    rows: int | None = None,
 ) -> tuple[Tensor, float]:
-    """The mean of `on_losses`, and the attention mass on the slots."""
-    losses, mass = on_losses(model, bank, k, batch, prompts, teacher=teacher, kind=kind)
-    return losses.mean(), mass
+    """The mean of `on_losses`, differentiable, and the attention mass on the slots."""
+    found = _on(model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=rows)
+    return found.total, found.slot_mass
 
 
+@torch.no_grad()
 def on_losses(
     model: CausalLM,
     bank: MemoryBank,
@@ -84,31 +85,44 @@ def on_losses(
     *,
     teacher: Sequence[Tensor],
     kind: OnKind,
-) -> tuple[Tensor, float]:
-    """KL(teacher || student) of every ON prompt, or its answer's NLL, the mean over its answer tokens.
+    rows: int | None = None,
+) -> Tensor:
+    """KL(teacher || student) of every ON prompt, or its answer's NLL, the mean over its answer tokens: [B].
 
     Args:
         batch: the prompts with their answers.
         prompts: the same, prompt and answer, in a trunk.
         teacher: per prompt the teacher's log-probabilities [A, V].
-
-    Returns:
-        the losses [B] and the attention mass on the slots.
+        rows: prompts of one pass, all by default.
     """
+    return _on(model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=rows).values
+
+
+def _on(
+    model: CausalLM,
+    bank: MemoryBank,
+    k: int,
+    batch: Sequence[EncodedOn],
+    prompts: Part,
+    *,
+    teacher: Sequence[Tensor],
+    kind: OnKind,
+    rows: int | None,
+) -> Weighed:
     documents = torch.tensor([row.document for row in batch], device=model.device)
-    used, rows = documents.unique(return_inverse=True)
-    mass = SlotMass(1, [])
     lengths = torch.tensor([len(row.answer) for row in batch], device=model.device)
-    losses = torch.zeros(len(batch), device=model.device)
-    for packed, student in resumed(model, bank.states(k, used), prompts, rows, mass):
+
+    def score(packed: Packed, student: Tensor) -> Tensor:
         order = packed.member.unique_consecutive().tolist()
         if kind == "kl":
             found = kl_divergence(torch.cat([teacher[i] for i in order]).to(student.device), student)
         else:
             targets = torch.tensor([token for i in order for token in batch[i].answer], device=student.device)
             found = F.nll_loss(student, targets, reduction="none")
-        losses = losses.index_add(0, packed.member, found / lengths[packed.member])
-    return losses, mass.mean
+        return found / lengths[packed.member]
+
+    weights = torch.full((len(batch),), 1 / len(batch), device=model.device)
+    return weighed(model, bank, k, prompts, documents=documents, weights=weights, score=score, rows=rows)
 
 
 def off_loss(
@@ -119,37 +133,108 @@ def off_loss(
     *,
     tail_fraction: float,
     batch_rows: int,
+    rows: int | None = None,
 ) -> tuple[Tensor, float]:
-    """CVaR over OFF prompts of `max_i KL(student_i || base)`.
+    """CVaR over OFF prompts of `max_i KL(student_i || base)`, and the attention mass of its tail on the slots.
 
-    The maximum over states is found without gradients; its gradient is that of the state that reaches it.
+    The maximum over states and the tail are found without gradients. The gradient is that of the states that reach the
+    maximum, so only the prompts of the tail, each under its one state, get a pass that is differentiated.
+
+    Args:
+        batch_rows: rows (prompt x state) of a pass that searches.
+        rows: prompts of a pass that is differentiated, all by default.
     """
-    states = bank.states(k)
-    if states.count > 1:
-        worst = stress(model, states.detach(), prompts, batch_rows=batch_rows).worst_state.to(model.device)
-    else:
-        worst = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-    mass = SlotMass(1, [])
-    divergences = [
-        kl_divergence(student, prompts.trunk.base(packed)[packed.row, packed.end])
-        for packed, student in resumed(model, states, prompts, worst, mass)
-    ]
-    return cvar(torch.cat(divergences), tail_fraction), mass.mean
-
-
-def resumed(
-    model: CausalLM, states: States, prompts: Part, rows: Tensor, mass: SlotMass
-) -> Iterator[tuple[Packed, Tensor]]:
-    """Every prompt under the state that `rows` [P] names for it, prompts of like length together.
-
-    Yields the packed prompts, whose members are indices of `prompts`, and the student's log-probabilities [X, V] at
-    each of their X positions that matter, differentiable in `states`.
-    """
+    with torch.no_grad():
+        found = stress(model, bank.states(k), prompts, batch_rows=batch_rows)
+    weights = tail_weights(found.delta, tail_fraction)
+    tail = weights.nonzero().flatten()
     trunk = prompts.trunk
-    for packed in trunk.single(prompts.places):
+
+    def score(packed: Packed, student: Tensor) -> Tensor:
+        return kl_divergence(student, trunk.base(packed)[packed.row, packed.end])
+
+    worst, shares = (x[tail].to(model.device) for x in (found.worst_state, weights))
+    result = weighed(
+        model, bank, k, prompts.take(tail.tolist()), documents=worst, weights=shares, score=score, rows=rows
+    )
+    return result.total, result.slot_mass
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What some prompts scored, [P], and the weighted sum, a scalar that is differentiable where gradients are on.
+
+    `slot_mass`: attention mass on the slots at the last position, the mean over passes and layers.
+    """
+
+    values: Tensor
+    total: Tensor
+    slot_mass: float
+
+
+def weighed(
+    model: CausalLM,
+    bank: MemoryBank,
+    k: int,
+    prompts: Part,
+    *,
+    documents: Tensor,
+    weights: Tensor,
+    score: Callable[[Packed, Tensor], Tensor],
+    rows: int | None,
+) -> Weighed:
+    """Score prompts, each under the state of one document, in passes that are differentiated one by one.
+
+    A step needs the memory of one pass. A team shares the passes, and adds their gradients in one order: its sum is that of
+    a process alone, bit for bit.
+
+    Args:
+        documents: [P] whose state is injected.
+        weights: [P] of each prompt in the sum.
+        score: gives for each of the positions [X] that matter in a packed pass, of the student's log-probabilities [X, V],
+            its part of the prompt's score.
+        rows: prompts of one pass, all by default.
+    """
+    trunk, learned = prompts.trunk, [p for p in bank.parameters() if p.requires_grad]
+    passes = trunk.single(prompts.places, rows)
+    learns = torch.is_grad_enabled()
+    size = sum(p.numel() for p in learned) if learns else 0
+    values = torch.zeros(len(prompts), device=model.device)
+    masses = torch.zeros(passes.total, dtype=torch.float64)
+    gradients = torch.zeros(passes.total, size, dtype=learned[0].dtype, device=model.device)
+    for number, packed in passes:
+        mass = SlotMass(1, [])
         whose = torch.zeros_like(packed.ends[:, 0]).index_copy(0, packed.row, packed.member)
-        student = resume(model, trunk, packed, states, rows[whose], observer=mass)
-        yield packed, log_probs(student[packed.row, packed.end])
+        used, states = documents[whose].unique(return_inverse=True)
+        student = resume(model, trunk, packed, bank.states(k, used), states, observer=mass)
+        found = score(packed, log_probs(student[packed.row, packed.end]))
+        mine = torch.zeros_like(values, dtype=found.dtype).index_add(0, packed.member, found)
+        values += mine.detach()
+        masses[number] = mass.mean
+        if learns and mine.requires_grad:  # anchors without gates learn nothing from a pass
+            parts = torch.autograd.grad((mine * weights).sum(), learned, materialize_grads=True)
+            gradients[number] = torch.cat([part.flatten() for part in parts])
+    trunk.team.merge(values, masses, gradients)
+    total = (values * weights).sum()
+    if learns:
+        total = _Known.apply(total, gradients.sum(0), *learned)
+    return Weighed(values, total, masses.mean().item())
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient by some parameters, one flat vector, is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradient: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.shapes = [p.shape for p in parameters]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        parts = (outer * gradient).split([shape.numel() for shape in ctx.shapes])
+        return (None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)))
 
 
 def loss_terms(
@@ -164,8 +249,11 @@ def loss_terms(
     off: Part,
     tail_fraction: float,
     batch_rows: int,
+    rows: int | None = None,
 ) -> Terms:
     """The three terms on one minibatch of ON and one of OFF prompts."""
-    on_term, mass_on = on_loss(model, bank, k, on, on_prompts, teacher=teacher, kind=on_kind)
-    off_term, mass_off = off_loss(model, bank, k, off, tail_fraction=tail_fraction, batch_rows=batch_rows)
+    on_term, mass_on = on_loss(model, bank, k, on, on_prompts, teacher=teacher, kind=on_kind, rows=rows)
+    off_term, mass_off = off_loss(
+        model, bank, k, off, tail_fraction=tail_fraction, batch_rows=batch_rows, rows=rows
+    )
     return Terms(on_term, off_term, bank.structure(k).loss, mass_on, mass_off)

@@ -7,6 +7,7 @@ time: where a family's cache says anything else, every prompt is read by whole p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_length, by_similar_length, pad_right
 from cedkv.data.encode import EncodedCorpus, EncodedOn
-from cedkv.evaluate import ROUNDING, answer_log_probs, widened
+from cedkv.evaluate import ROUNDING, answer_log_probs, log_prob_type, widened
+from cedkv.injection.storage import gathered
 from cedkv.injection.tree import Ids
 from cedkv.models.layers import in_one_piece
 from cedkv.models.types import CausalLM
@@ -70,20 +73,33 @@ class Teacher:
 
 @torch.no_grad()
 def ask_teacher(
-    model: CausalLM, documents: Sequence[Ids], questions: Sequence[Question], *, rows: int
+    model: CausalLM,
+    documents: Sequence[Ids],
+    questions: Sequence[Question],
+    *,
+    rows: int,
+    team: Team = ALONE,
 ) -> Teacher:
-    """The teacher's answers, by at most `rows` questions a pass."""
-    probe = _probe(documents, questions)
-    asked = [questions[i] for i in probe]
+    """The teacher's answers, by at most `rows` questions a pass; the passes are dealt to `team`."""
+    failures = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+    found: dict[int, Tensor] = {}
+    cached, error = True, 0.0
     try:
-        found = _from_cache(model, documents, questions, rows)
-        error, agrees = _judged(model, documents, asked, [found[i] for i in probe])
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-        pass  # this family has no cache, or one that is built in another way
-    else:
-        if agrees:
-            return Teacher(found, cached=True, error=error)
-    return Teacher(_whole(model, documents, questions, rows), cached=False, error=0.0)
+        found = _from_cache(model, documents, questions, rows, team)
+    except failures:
+        cached = False  # this family has no cache, or one that is built in another way
+    if not team.any(not cached):
+        lengths = [len(question.answer) for question in questions]
+        answers = gathered(found, lengths, team, log_prob_type(model), model.device)
+        probe = _probe(documents, questions)
+        try:
+            asked, said = [questions[i] for i in probe], [answers[i] for i in probe]
+            error, cached = _judged(model, documents, asked, said)
+        except failures:
+            cached = False
+        if not team.any(not cached):
+            return Teacher(answers, cached=True, error=error)
+    return Teacher(_whole(model, documents, questions, rows, team), cached=False, error=0.0)
 
 
 def _judged(
@@ -100,7 +116,8 @@ def _judged(
         return error, error <= TOLERANCE
     wide = widened(model)
     truth = _whole(wide, documents, asked, 1)
-    exact = _distance(truth, _from_cache(wide, documents, asked, len(asked)))
+    again = _from_cache(wide, documents, asked, len(asked))
+    exact = _distance(truth, [again[i] for i in range(len(asked))])
     limit = max(TOLERANCE, ROUNDING * _distance(truth, whole))
     return error, exact <= TOLERANCE and _distance(truth, found) <= limit
 
@@ -126,19 +143,24 @@ def _distance(whole: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 
 def _whole(
-    model: CausalLM, documents: Sequence[Ids], questions: Sequence[Question], rows: int
+    model: CausalLM, documents: Sequence[Ids], questions: Sequence[Question], rows: int, team: Team = ALONE
 ) -> list[Tensor]:
     """By passes over document, prompt and answer."""
     texts = [documents[question.document] + question.prompt for question in questions]
-    return answer_log_probs(model, texts, [question.answer for question in questions], batch_rows=rows)
+    answers = [question.answer for question in questions]
+    return answer_log_probs(model, texts, answers, batch_rows=rows, team=team)
 
 
 def _from_cache(
-    model: CausalLM, documents: Sequence[Ids], questions: Sequence[Question], rows: int
-) -> list[Tensor]:
-    """By passes over prompt and answer, which go on from the cache of their documents."""
-    found: list[Tensor | None] = [None] * len(questions)
-    for group in by_length([len(document) for document in documents], DOCUMENTS_AT_ONCE):
+    model: CausalLM, documents: Sequence[Ids], questions: Sequence[Question], rows: int, team: Team = ALONE
+) -> dict[int, Tensor]:
+    """By passes over prompt and answer, which go on from the cache of their documents: those dealt to this process."""
+    found: dict[int, Tensor] = {}
+    groups = list(by_length([len(document) for document in documents], DOCUMENTS_AT_ONCE))
+    asked_of = Counter(question.document for question in questions)
+    costs = [sum(len(documents[n]) * (1 + asked_of[n]) for n in group) for group in groups]
+    for number in team.deal(costs):
+        group = groups[number]
         ids = torch.tensor([documents[n] for n in group], device=model.device)
         positions = torch.arange(ids.shape[1], device=model.device)[None]
         cache = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
@@ -151,7 +173,7 @@ def _from_cache(
             own.batch_select_indices(torch.tensor(picked, device=model.device))
             for p, answer in zip(part, answers_behind(model, chosen, ids.shape[1], own), strict=True):
                 found[asked[p]] = answer
-    return [f for f in found if f is not None]
+    return found
 
 
 def answers_behind(

@@ -59,7 +59,7 @@ def test_a_resumed_pass_does_what_is_needed_and_no_more(
     shortcut, _ = choose_shortcut(model, states, prompts, 1e-4)
     assert shortcut is Shortcut.SHARE
     trunk = Trunk(model, prompts, layers[0], shortcut=shortcut, keep=[keep] * ROWS)
-    (packed,) = trunk.single(range(ROWS))
+    ((_, packed),) = trunk.single(range(ROWS))
     done = counted(lambda: resume(model, trunk, packed, states, torch.zeros(ROWS, dtype=torch.long)))
     least = ROWS * needed(model, states, Asked.prompt(LENGTH, keep)).linear
     # Where queries, keys and values are one module, or merging leaves no attention, there is nothing to leave out.

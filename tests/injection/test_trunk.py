@@ -220,7 +220,7 @@ def test_gradients_reach_the_slots_as_in_the_plain_pass(model, tiny, keep):
     for shortcut in Shortcut:
         memory, leaves = slots()
         trunk = Trunk(model, [tuple(r) for r in ids.tolist()], layers[0], shortcut=shortcut, keep=[keep] * 4)
-        (packed,) = trunk.single(range(4))
+        ((_, packed),) = trunk.single(range(4))
         found = resume(model, trunk, packed, memory, rows[packed.member.view(4, keep)[:, 0]])
         found = found.log_softmax(-1)[packed.row, packed.end]
         gradients = torch.autograd.grad(
@@ -237,7 +237,7 @@ def test_rows_of_any_length_and_number_of_ends_are_resumed_together(model, tiny)
     memory, rows = tiny.memory(model, STATES, layers=layers), torch.tensor([2, 0, 1, 1, 0])
     trunk = Trunk(model, prompts, layers[0], shortcut=Shortcut.SHARE, keep=keep)
     seen = []
-    for packed in trunk.single(range(5)):
+    for _, packed in trunk.single(range(5)):
         whose = torch.tensor([packed.member[packed.row == row][0] for row in range(len(packed.nodes))])
         found = resume(model, trunk, packed, memory, rows[whose]).log_softmax(-1)[packed.row, packed.end]
         base = trunk.base(packed)[packed.row, packed.end]
@@ -304,7 +304,7 @@ def test_the_model_is_restored_after_an_error_too(tiny, shortcut):
     bare = model(input_ids=ids, use_cache=False).logits
     memory = tiny.memory(model, STATES, layers=[2, 3])
     trunk = Trunk(model, [tuple(row) for row in ids.tolist()], 2, shortcut=shortcut)
-    (packed,) = trunk.single(range(2))
+    ((_, packed),) = trunk.single(range(2))
 
     def broken(*_):
         raise ZeroDivisionError
@@ -325,7 +325,7 @@ def test_the_slots_mass_is_the_one_of_the_plain_pass(tiny):
     masses = []
     for shortcut in Shortcut:
         trunk = Trunk(model, prompts, 1, shortcut=shortcut, keep=[1, 3, 2])
-        (packed,) = trunk.single(range(3))
+        ((_, packed),) = trunk.single(range(3))
         seen: dict[int, torch.Tensor] = {}
 
         def look(call, seen=seen):
