@@ -151,15 +151,6 @@ def test_the_report_is_printed_and_attached(store, runs, capsys):
     assert attached.read_text() == printed
 
 
-@pytest.mark.slow
-def test_more_than_one_process_is_refused(tmp_path):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    done = launched(2, "--config", str(SMOKE), MLFLOW_TRACKING_URI=uri)
-    assert done.returncode != 0
-    assert done.stderr.count("cedkv: error: 2 processes were launched") == 1
-    assert not (tmp_path / "mlflow.db").exists()
-
-
 # ------------------------------------------------------------------------------------------------- interrupted and ended
 @pytest.fixture
 def arguments(small_model: Path, tmp_path: Path) -> Callable[..., list[str]]:

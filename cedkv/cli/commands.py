@@ -27,6 +27,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.explore and config is not None:
         _check_explore(config, arguments.phase)
     from cedkv.core.team import LostProcessError
+    from cedkv.tracking.backend import TrackingError
     from cedkv.train.finite import NonFiniteError
     from cedkv.train.launch import leave
     from cedkv.train.loop import ConstraintViolatedError
@@ -42,8 +43,8 @@ def train(arguments: argparse.Namespace) -> int:
         if talks():
             print(f"cedkv: the run was aborted: {aborted}", file=sys.stderr)
         return ABORTED
-    except LostProcessError as lost:
-        print(f"cedkv: error: {lost}", file=sys.stderr)
+    except (LostProcessError, TrackingError) as failed:
+        print(f"cedkv: error: {failed}", file=sys.stderr)
         return ABORTED
     leave()
     if run_id:
@@ -109,6 +110,29 @@ def _resumed(arguments: argparse.Namespace, config: Config | None) -> str:
         )
         going_on = from_logged(json.loads(told), "the checkpoint")
         return run_training(going_on, phase=3, progress=True, resumed=found[0] if found else None)
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """Send what waits on this machine; a line for each run. 1 where something still waits and no process is at it."""
+    from cedkv.cli.judge import store
+    from cedkv.tracking.spool import sync as synced
+
+    waits = count = 0
+    for found in synced(store(arguments)):
+        count += 1
+        waits += found.state in {"missing", "elsewhere"}
+        print(f"{found.run_id}  {_SYNCED[found.state].format(found=found)}")
+    if not count:
+        print("nothing waits on this machine")
+    return 1 if waits else 0
+
+
+_SYNCED = {
+    "sent": "{found.records} records sent; the run is {found.status}",
+    "open": "left to the process that has it open",
+    "missing": "is not in this store; remove {found.folder} if nobody wants it",
+    "elsewhere": "belongs to another store: name that one with --tracking-uri",
+}
 
 
 def config_validate(arguments: argparse.Namespace) -> int:

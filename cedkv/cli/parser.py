@@ -47,6 +47,13 @@ def _build() -> argparse.ArgumentParser:
     _warnings(command("warnings", "list what the rules of the pages say about runs", look.warnings))
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
+    _store(
+        command(
+            "sync",
+            "send to the store what runs that died, or whose store was away, had logged",
+            commands.sync,
+        )
+    )
     _config(
         subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
 
+
+# A request that fails is tried again from the journal, with every record in it; mlflow's own minutes of trying are in the way.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 with quiet():
     from mlflow import MlflowClient

@@ -1,61 +1,89 @@
-"""One bounded queue and one thread between the training loop and the store.
+"""One thread between the training loop and the store: it sends what the journal holds, in order.
 
-The loop pays microseconds per record while the store keeps up, and waits while it does not; order is kept; nothing is
-dropped in silence. MLflow's own asynchronous logging gives none of the three.
+The loop pays for a line in a file, whatever the store does. A store that is away is tried again, ever more slowly, until it
+is back. MLflow's own asynchronous logging loses records without a word.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import random
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Final
 
 from cedkv.tracking.backend import TrackingError
+from cedkv.tracking.delivery import METRICS_PER_REQUEST, batch_of, may_pass, points_in
+from cedkv.tracking.journal import Journal, JournalFullError, Record
 
-Record = TypeVar("Record")
-Job = Callable[[], object]
+_FIRST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 15.0
+_LOOK_S: Final = 0.5
+_SILENT_S: Final = 2.0
+"""A wait for the store that is longer than this is told."""
+
+_log = logging.getLogger(__name__)
 
 
-class Outbox(Generic[Record]):
-    """Sends records, in batches, and jobs, one by one, in the order they were put.
+class Outbox:
+    """Sends the records of a journal.
 
     Args:
-        send: writes up to ``batch`` records to the store; called on the outbox's thread only.
-        capacity: records and jobs that may wait; ``put`` blocks beyond that.
-        batch: the most records per call of ``send``.
-        linger_s: seconds a record may wait for others to share its batch.
+        journal: nobody else may use it while the outbox is open.
+        deliver: writes some records to the store; called on the outbox's thread only.
+        linger_s: seconds a record may wait for others to share its request.
+        give_up: asked while a flush waits for a store that is away, whether it shall wait no longer.
 
-    The first error stops the thread: what waits is counted as lost, and every later ``put``, ``flush`` and ``close``
-    raises ``TrackingError`` from it.
+    An error that will not pass (`may_pass`) stops the thread: what waits is counted as lost, and every later ``put``,
+    ``flush`` and ``close`` raises ``TrackingError`` from it. What waits stays in the journal.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Record]], object],
+        journal: Journal,
+        deliver: Callable[[Sequence[Record]], object],
         *,
-        capacity: int = 20_000,
-        batch: int = 1000,
         linger_s: float = 2.0,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._send, self._capacity, self._batch, self._linger_s = send, capacity, batch, linger_s
-        self._waiting: deque[Record | _Boxed] = deque()
+        self._journal, self._deliver, self._linger_s = journal, deliver, linger_s
+        self._give_up = give_up
         self._changed = threading.Condition()
+        self._points = 0  # that wait
         self._hurry = 0  # flushes and closes that wait
-        self._sending = 0
-        self._closed = False
+        self._closed = self._abandoned = self._away = False
         self._error: BaseException | None = None
-        self._lost = 0
         self._thread = threading.Thread(target=self._run, name="cedkv-log", daemon=True)
         self._thread.start()
 
-    def put(self, records: Sequence[Record]) -> None:
-        """Queue ``records``; block while the queue is full."""
-        self._enqueue(records)
+    def put(self, record: Record) -> None:
+        """Add a record to the journal."""
+        with self._changed:
+            self._check_open()
+            try:
+                self._journal.append(record)
+            except JournalFullError as error:
+                raise TrackingError(f"a record could not be kept: {error}") from error
+            self._added(record)
 
-    def put_job(self, job: Job) -> None:
-        """Queue ``job`` to run on the outbox's thread after everything queued before it."""
-        self._enqueue([_Boxed(job)])
+    def put_file(self, record: Record, write: Callable[[Path], object], content: Callable[[], bytes]) -> None:
+        """Add a record with a file, see `Journal.append_file`."""
+        with self._changed:
+            self._check_open()
+            try:
+                self._journal.append_file(record, write, content)
+            except JournalFullError as error:
+                raise TrackingError(f"{record['path']} could not be kept: {error}") from error
+            self._added(record)
+
+    def secure(self) -> None:
+        """Return when everything put so far would survive this process. ``OSError`` where the disk does not take it."""
+        with self._changed:
+            self._check_open()
+            self._journal.secure()
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Return when everything put so far is in the store. ``TrackingError`` after an error or ``timeout_s``."""
@@ -63,14 +91,14 @@ class Outbox(Generic[Record]):
             self._hurry += 1
             self._changed.notify_all()
             try:
-                done = self._changed.wait_for(self._idle, timeout_s)
+                done = self._wait(timeout_s)
             finally:
                 self._hurry -= 1
             self._raise_error()
             if not done:
-                left = len(self._waiting) + self._sending
                 raise TrackingError(
-                    f"the tracking store took no record for {timeout_s:g} s; {left} records wait"
+                    f"the tracking store does not take what is logged; {self._points} records wait in "
+                    f"{str(self._journal.folder)!r}: `cedkv sync` sends them once it is back"
                 )
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -78,84 +106,101 @@ class Outbox(Generic[Record]):
         try:
             self.flush(timeout_s)
         finally:
-            with self._changed:
-                self._closed = True
-                self._changed.notify_all()
-        self._thread.join(timeout_s)
+            self.abandon()
 
-    def _enqueue(self, items: Sequence[Record | _Boxed]) -> None:
+    def abandon(self) -> None:
+        """End the thread, whatever waits: the journal has it."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < self._capacity or self._stopped())
-            self._raise_error()
-            if self._closed:
-                raise TrackingError("the run has ended; nothing can be logged to it any more")
-            first = not self._waiting
-            self._waiting.extend(items)
-            if (
-                first or self._ripe()
-            ):  # a thread that is woken for less takes the interpreter from the loop for nothing
-                self._changed.notify_all()
+            self._closed = self._abandoned = True
+            self._changed.notify_all()
+        self._thread.join(_SILENT_S)  # a request that goes on may end when it likes: it will be sent again
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        """Wait until all is sent; say so where that takes its time. False: it took too long, or was given up."""
+        begun = time.monotonic()
+        until = math.inf if timeout_s is None else begun + timeout_s
+        told = False
+        while not self._changed.wait_for(self._idle, min(_LOOK_S, max(0.0, until - time.monotonic()))):
+            now = time.monotonic()
+            if now >= until or (self._away and self._give_up()):
+                return False
+            if self._away and not told and now - begun > _SILENT_S:
+                told = True
+                longest = "" if timeout_s is None else f" up to {timeout_s:g} s"
+                _log.warning("waiting%s for the tracking store to take %d records", longest, self._points)
+        return True
+
+    def _added(self, record: Record) -> None:
+        first = not self._points
+        self._points += points_in(record)
+        # A thread that is woken for less takes the interpreter from the loop for nothing.
+        if first or self._ripe():
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        while (work := self._next()) is not None:
+        pause = _FIRST_PAUSE_S
+        while records := self._next():
             try:
-                if isinstance(work, _Boxed):
-                    work.job()
-                else:
-                    self._send(work)
+                self._deliver(records)
             except BaseException as error:  # noqa: BLE001  (the loop's next call raises it there)
-                self._fail(error)
-                return
+                if not may_pass(error):
+                    self._fail(error)
+                    return
+                self._wait_for_store(error, pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
             with self._changed:
-                self._sending = 0
+                if self._abandoned:  # the journal is somebody else's now
+                    return
+                if self._away:
+                    self._away = False
+                    _log.warning("the tracking store is back")
+                self._journal.confirm(len(records))
+                self._points -= sum(map(points_in, records))
                 self._changed.notify_all()
 
-    def _next(self) -> list[Record] | _Boxed | None:
-        """Take the next job or the next batch; wait for one; ``None`` when the outbox is closed and empty."""
+    def _next(self) -> list[Record]:
+        """The next records of one request; wait for some. None when the outbox is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._changed.wait_for(lambda: self._points or self._closed)
             self._changed.wait_for(self._ripe, self._linger_s)
-            if not self._waiting:
-                return None
-            first = self._waiting.popleft()
-            if isinstance(first, _Boxed):
-                self._sending = 1
-                return first
-            records = [first]
-            while self._waiting and len(records) < self._batch and not isinstance(self._waiting[0], _Boxed):
-                records.append(self._waiting.popleft())  # type: ignore[arg-type]
-            self._sending = len(records)
-            return records
+            return [] if self._abandoned else batch_of(self._journal.take(METRICS_PER_REQUEST))
+
+    def _wait_for_store(self, error: BaseException, pause: float) -> None:
+        with self._changed:
+            if not self._away:
+                self._away = True
+                _log.warning(
+                    "the tracking store does not answer (%s); what is logged waits in %s",
+                    _brief(error),
+                    self._journal.folder,
+                )
+            self._changed.wait_for(lambda: self._abandoned, pause)
 
     def _ripe(self) -> bool:
-        return bool(self._hurry or self._closed or len(self._waiting) >= self._batch)
+        return bool(self._hurry or self._closed or self._points >= METRICS_PER_REQUEST)
 
     def _idle(self) -> bool:
-        return self._stopped() or not (self._waiting or self._sending)
-
-    def _stopped(self) -> bool:
-        return self._error is not None or self._closed
+        return self._error is not None or self._closed or not self._points
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = error
-            self._lost = len(self._waiting) + self._sending
-            self._waiting.clear()
-            self._sending = 0
             self._changed.notify_all()
+
+    def _check_open(self) -> None:
+        self._raise_error()
+        if self._closed:
+            raise TrackingError("the run has ended; nothing can be logged to it any more")
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            reason = " ".join(str(self._error).split())[:600] or type(self._error).__name__
             raise TrackingError(
-                f"the tracking store failed and {self._lost} records were not written: {reason}"
+                f"the tracking store failed and {self._points} records were not written: {_brief(self._error)}"
             ) from self._error
 
 
-class _Boxed:
-    """A job in the queue, told apart from a record by its type."""
-
-    __slots__ = ("job",)
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
+def _brief(error: BaseException) -> str:
+    """Its message on one line; of a request that was tried in vain, the end, which says why."""
+    return " ".join(str(error).split())[:600] or type(error).__name__

@@ -37,6 +37,12 @@ def resolve_uri(configured: str | None, env: Mapping[str, str], root: Path) -> s
     return uri
 
 
+def local_home(uri: str) -> Path:
+    """The folder on this machine for what a run keeps beside its store: that of a local database, or where one would be."""
+    database = database_path(uri) if is_sqlite(uri) else project_root(Path.cwd()) / DEFAULT_DATABASE
+    return database.parent
+
+
 def project_root(start: Path) -> Path:
     """The nearest folder at or above ``start`` that holds ``.git``; ``start`` itself when there is none."""
     start = start.absolute()

@@ -6,27 +6,21 @@ import getpass
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
 from cedkv.tracking import sqlite
-from cedkv.tracking.backend import (
-    Metric,
-    MlflowClient,
-    MlflowException,
-    Param,
-    RunTag,
-    TrackingError,
-    store_errors,
-)
+from cedkv.tracking.backend import MlflowClient, MlflowException, Param, TrackingError, store_errors
+from cedkv.tracking.delivery import METRICS_PER_REQUEST, Delivery
 from cedkv.tracking.encode import encode_json, encode_lines
+from cedkv.tracking.journal import BusyError, Journal
 from cedkv.tracking.names import (
     MAX_TAG,
     NONFINITE_PREFIX,
@@ -39,10 +33,10 @@ from cedkv.tracking.names import (
 from cedkv.tracking.outbox import Outbox
 from cedkv.tracking.reopen import Before, Resumed, reopen
 from cedkv.tracking.signals import SignalGuard, Terminated
+from cedkv.tracking.spool import replay, spool_of
 from cedkv.tracking.store import database_path, is_sqlite, open_client, prepare_store, shown
 
 PARAMS_PER_REQUEST: Final = 100
-METRICS_PER_REQUEST: Final = 1000
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 
@@ -62,12 +56,15 @@ class RunWriter:
         resumes: the run that goes on, and where; `tags` are set on it, its name and parameters stay as they are.
         close_timeout_s: seconds the end of the run waits for the store to take what is queued.
 
-    ``log_*`` and ``set_tags`` queue and return; one thread writes, in order. When the store fails, the next call and
-    the end of the block raise ``TrackingError`` with the number of records lost.
+    ``log_*`` and ``set_tags`` write to a journal on this machine's disk and return; one thread sends it to the store, in order
+    and as often as it takes. Where the store refuses for good, the next call and the end of the block raise
+    ``TrackingError`` with the number of records that are missing. Where it is away at the end, the block waits
+    ``close_timeout_s``, then raises, and the journal stays for `cedkv sync`: nothing is lost.
 
     The run ends FINISHED after a clean exit (also ``sys.exit(0)``), KILLED after Ctrl-C, SIGTERM or SIGHUP, and
     FAILED after any other exception, ``sys.exit(n)`` or records that the store did not take; tag ``cedkv.error``
-    says why. Only a process that dies without running Python (SIGKILL, power) leaves it RUNNING, which no gate passes.
+    says why. Only a process that dies without running Python (SIGKILL, power) leaves it RUNNING, which no gate passes; `cedkv
+    sync` sends what it had logged and marks it FAILED.
     While the block is open in the main thread, SIGTERM and SIGHUP raise `Terminated`.
 
     Not finite values are logged as NaN (MLflow turns an infinity into 1.8e308), and ``nonfinite/<name>`` counts them.
@@ -109,7 +106,8 @@ class RunWriter:
         except BaseException:
             self._guard.restore()
             raise
-        self._outbox: Outbox[Metric] = Outbox(self._send, batch=METRICS_PER_REQUEST)
+        check = self._database.check if self._database is not None else lambda: None
+        self._outbox = Outbox(self._journal, Delivery(self._client, self.run_id, self._journal.folder, check))
         try:
             if self._resumes is None:
                 with store_errors(f"logging the settings to {shown(self.uri)}"):
@@ -129,20 +127,20 @@ class RunWriter:
         """Log ``metrics`` at ``step``; values are anything ``float`` takes (numbers, booleans, 0-d tensors)."""
         now = time.time_ns() // 1_000_000
         numbers = {self._checked(name): float(value) for name, value in metrics.items()}
-        records: list[Metric] = []
+        found: list[tuple[str, float]] = []
         for name, number in numbers.items():
             if math.isfinite(number):
-                records.append(Metric(name, number, now, step))
+                found.append((name, number))
             else:
                 self._nonfinite[name] += 1
-                records.append(Metric(name, math.nan, now, step))
-                records.append(Metric(NONFINITE_PREFIX + name, float(self._nonfinite[name]), now, step))
-        self._outbox.put([r for r in records if self._before.is_new(r.key, r.step, r.value)])
+                found += [(name, math.nan), (NONFINITE_PREFIX + name, float(self._nonfinite[name]))]
+        points = [(name, value, now, step) for name, value in found if self._before.is_new(name, step, value)]
+        for first in range(0, len(points), METRICS_PER_REQUEST):
+            self._outbox.put({"kind": "metrics", "points": points[first : first + METRICS_PER_REQUEST]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or overwrite tags."""
-        checked = [RunTag(name, value) for name, value in _checked_tags(tags).items()]
-        self._outbox.put_job(lambda: self._client.log_batch(self.run_id, tags=checked))
+        self._outbox.put({"kind": "tags", "tags": _checked_tags(tags)})
 
     def log_json(self, path: str, content: Any) -> None:
         """Write ``content`` as the JSON artifact ``path``. NaN and infinities become ``null``, and are counted."""
@@ -158,19 +156,26 @@ class RunWriter:
         """Write ``text`` as the UTF-8 artifact ``path``."""
         check_artifact_path(path)
         content = text.encode()
-        self._outbox.put_job(lambda: self._upload(path, lambda file: file.write_bytes(content)))
+        self._outbox.put_file(
+            {"kind": "file", "path": path}, lambda place: place.write_bytes(content), lambda: content
+        )
 
     def log_file(self, path: str, source: Path) -> None:
         """Copy the file ``source`` to the artifact ``path``; when this returns, ``source`` may change or go."""
         check_artifact_path(path)
         if not source.is_file():
             raise UserError(f"{str(source)!r} is not a file that can be logged as {path!r}; write it first")
-        self._outbox.put_job(lambda: self._upload(path, lambda file: shutil.copyfile(source, file)))
-        self._outbox.flush()
+        self._outbox.put_file(
+            {"kind": "file", "path": path}, lambda place: shutil.copyfile(source, place), source.read_bytes
+        )
 
     def flush(self) -> None:
         """Return when everything logged so far is in the store."""
         self._outbox.flush()
+
+    def secure(self) -> None:
+        """Return when nothing logged so far can be lost with this process. ``OSError`` where the disk does not take it."""
+        self._outbox.secure()
 
     def hold_signals(self) -> None:
         """Until `release_signals`, signals wait: a step is never torn apart. The third Ctrl-C does not."""
@@ -187,7 +192,14 @@ class RunWriter:
 
     def _start(self) -> None:
         if self._resumes is not None:
-            run, self._before = reopen(self._client, self._resumes, self._tags)
+            self._journal = self._opened(self._resumes.run_id)
+            try:
+                # What its last process could not send comes before what it logs now.
+                replay(self._journal, Delivery(self._client, self._resumes.run_id, self._journal.folder))
+                run, self._before = reopen(self._client, self._resumes, self._tags)
+            except BaseException:
+                self._journal.close()
+                raise
             self._nonfinite = self._before.nonfinite
             self.experiment_id, self.run_id = run.info.experiment_id, run.info.run_id
             self.name, self.start_time_ms = run.info.run_name, run.info.start_time
@@ -196,6 +208,22 @@ class RunWriter:
         run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
         self.run_id, self.name = run.info.run_id, run.info.run_name
         self.start_time_ms = run.info.start_time
+        try:
+            self._journal = self._opened(self.run_id)
+        except UserError:
+            self._client.set_terminated(self.run_id, FAILED)
+            raise
+
+    def _opened(self, run_id: str) -> Journal:
+        header = {"run_id": run_id, "store": shown(self.uri), "experiment": self.experiment}
+        folder = spool_of(run_id, self.uri)
+        try:
+            return Journal(folder, header)
+        except (OSError, BusyError) as error:
+            raise UserError(
+                f"the log of run {run_id} cannot be kept in {str(folder)!r} ({error}): make that a folder that this user may "
+                "write, or end the process that has it"
+            ) from error
 
     def _checked(self, name: str) -> str:
         if name not in self._known:
@@ -212,42 +240,20 @@ class RunWriter:
         if nonfinite:
             self.log_metrics({NONFINITE_PREFIX + path: nonfinite}, step=0)
 
-    def _send(self, metrics: Sequence[Metric]) -> None:
-        if self._database is not None:
-            self._database.check()
-        self._client.log_batch(self.run_id, metrics=metrics)
-
-    def _upload(self, path: str, write: Callable[[Path], object]) -> None:
-        if self._database is not None:
-            self._database.check()
-        place = PurePosixPath(path)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, place.name)
-            write(file)
-            self._client.log_artifact(
-                self.run_id, str(file), None if place.parent.name == "" else str(place.parent)
-            )
-
     def _end(self, error: BaseException | None) -> None:
-        """Flush, then set the terminal status, then let held-back signals through."""
+        """Log the terminal status, wait until the store has everything, then let held-back signals through."""
         self._guard.hold()
         status, reason = _outcome(error)
         failure: Exception | None = None
         held: BaseException | None = None
         try:
             try:
-                self._outbox.close(self._close_timeout_s)
+                self._close(status, reason)
             except TrackingError as lost:
                 failure = lost
-                if status == FINISHED:
-                    status, reason = FAILED, str(lost)
-            try:
-                self._terminate(status, reason)
-            except (MlflowException, TrackingError, OSError) as refused:
-                failure = failure or TrackingError(
-                    f"run {self.run_id} could not be marked {status}: {refused}"
-                )
+                self._mark_failed(status, reason, lost)
         finally:
+            self._leave_journal()
             held = self._guard.restore()
         if error is not None:
             if failure is not None:
@@ -257,14 +263,41 @@ class RunWriter:
         elif held is not None:
             raise held
 
-    def _terminate(self, status: str, reason: str) -> None:
-        if self._database is not None:
-            self._database.check()
-        if reason:
-            self._client.set_tag(self.run_id, ledger.TAG_ERROR, clip(reason, MAX_TAG))
-        self._client.set_terminated(self.run_id, status)
+    def _close(self, status: str, reason: str) -> None:
+        end = {
+            "kind": "end",
+            "status": status,
+            "reason": clip(reason, MAX_TAG) if reason else "",
+            "time_ms": time.time_ns() // 1_000_000,
+        }
+        try:
+            self._outbox.flush(self._close_timeout_s)
+        except BaseException:
+            with suppress(TrackingError):  # after a refusal nothing is taken
+                self._outbox.put(end)
+            self._outbox.abandon()
+            raise
+        self._outbox.put(end)
+        self._outbox.close(self._close_timeout_s)
         if self._database is not None:
             sqlite.checkpoint(database_path(self.uri))
+
+    def _leave_journal(self) -> None:
+        """Let it go, and remove it where the store has all of it."""
+        if self._journal.empty:
+            self._journal.remove()
+        self._journal.close()
+
+    def _mark_failed(self, status: str, reason: str, lost: TrackingError) -> None:
+        """Where the store took no more, try to say so there; the one that is away learns it from `cedkv sync`."""
+        if lost.__cause__ is None:
+            return
+        status, reason = (FAILED, str(lost)) if status == FINISHED else (status, reason)
+        with suppress(MlflowException, TrackingError, OSError):
+            if self._database is not None:
+                self._database.check()
+            self._client.set_tag(self.run_id, ledger.TAG_ERROR, clip(reason, MAX_TAG))
+            self._client.set_terminated(self.run_id, status)
 
 
 class _Identity:

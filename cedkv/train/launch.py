@@ -56,6 +56,11 @@ def join(env: Mapping[str, str]) -> Team:
         )
     if int(wanted) == 1:
         return ALONE
+    if "MASTER_ADDR" not in env:
+        raise UserError(
+            f"WORLD_SIZE is {wanted}, but nothing says where the processes meet (MASTER_ADDR): launch with accelerate, or unset "
+            "WORLD_SIZE"
+        )
     on_gpus = torch.cuda.is_available() and not kept_to_cpu(env)
     here = int(env.get("LOCAL_WORLD_SIZE", wanted))
     if on_gpus and here > torch.cuda.device_count():

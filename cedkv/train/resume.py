@@ -24,7 +24,7 @@ from cedkv.tracking.reader import read_run
 from cedkv.tracking.reopen import Resumed, check_open_to_resume
 from cedkv.tracking.signals import Terminated
 from cedkv.tracking.sqlite import try_writing
-from cedkv.tracking.store import DEFAULT_DATABASE, database_path, is_sqlite, project_root
+from cedkv.tracking.store import local_home
 from cedkv.tracking.tables import parse_mapping
 from cedkv.train.checkpoint import Checkpoint, Checkpoints, differences
 from cedkv.train.follow import Follower
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 
 def _home(uri: str) -> Path:
-    """Where checkpoints lie: on this machine, beside the database, or where a local one would be."""
-    database = database_path(uri) if is_sqlite(uri) else project_root(Path.cwd()) / DEFAULT_DATABASE
-    return database.parent / "checkpoints"
+    return local_home(uri) / "checkpoints"
 
 
 def checkpoints_of(run_id: str, uri: str) -> Checkpoints:
@@ -237,11 +235,11 @@ class Saver:
     def _save(self) -> None:
         if self.checkpoints is None or isinstance(self.run, Follower):
             return
-        # A checkpoint says that the log is complete up to it: a resumed run logs nothing from before.
-        self.run.flush()
         config = self.trainer.experiment.config.model_dump(mode="json")
         state = {"config": config, "training": state_of(self.trainer)}
         try:
+            # A checkpoint says that the log is complete up to it: a resumed run logs nothing from before.
+            self.run.secure()
             self.checkpoints.save(Checkpoint(self.trainer.done, self.facts, state, tensors_of(self.trainer)))
         except OSError as error:
             self.trainer.warn(

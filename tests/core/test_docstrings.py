@@ -9,7 +9,7 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize(("module", "examples"), [("risk", 2), ("losses", 5), ("stats", 3), ("schedule", 1)])
+@pytest.mark.parametrize(("module", "examples"), [("risk", 3), ("losses", 5), ("stats", 3), ("schedule", 1)])
 def test_examples_give_what_they_say(module, examples):
     found = importlib.import_module(f"cedkv.core.{module}")
     result = doctest.testmod(found, extraglobs={"torch": torch})

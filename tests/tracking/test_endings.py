@@ -43,7 +43,8 @@ with RunWriter(uri, "endings", name=how) as run:
     for step in range(100):
         run.log_metrics({"loss": step}, step)
     if how == "slow close":  # the store is slow to take the last record: time for a second signal
-        run._outbox.put_job(lambda: (print("closing"), time.sleep(1)))
+        deliver = run._outbox._deliver
+        run._outbox._deliver = lambda records: (print("closing"), time.sleep(1), deliver(records))
         run.log_metrics({"loss": 100}, 100)
     print(run.run_id)
     if how == "exception":

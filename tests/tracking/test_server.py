@@ -22,6 +22,7 @@ from cedkv.tracking.encode import encode_lines
 from cedkv.tracking.ledgers import enter_explored, read_ledgers
 from cedkv.tracking.reader import fetch, latest_run, list_runs, metric_history, read_run, read_runs
 from cedkv.tracking.record import MetricPoint, RunRecord
+from cedkv.tracking.spool import spool_of, sync
 from cedkv.tracking.store import open_client
 from cedkv.tracking.writer import RunWriter
 
@@ -37,6 +38,12 @@ COMPARED = (
     "on_table",
     "problems",
 )
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals of runs on a server lie below the folder a run starts in."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _log(uri: str, source: Path, stress_row: dict[str, Any], on_row: dict[str, Any]) -> str:
@@ -127,14 +134,20 @@ def _values(points: tuple[MetricPoint, ...]) -> list[float]:
 
 
 class _Link:
-    """A TCP forwarder to the server that can be cut, as a network can."""
+    """A TCP forwarder to the server that can be cut, as a network can; `deaf`, it loses the answers only."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.deaf = False
+        self._address = ("127.0.0.1", 0)
+        self.mend()
+        self.uri = f"http://127.0.0.1:{self._address[1]}"
+
+    def mend(self) -> None:
+        self._listener = socket.create_server(self._address)
+        self._address = self._listener.getsockname()
         self._open: list[socket.socket] = [self._listener]
-        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
@@ -149,13 +162,15 @@ class _Link:
                 inner, _ = self._listener.accept()
                 outer = socket.create_connection(self._target)
                 self._open += [inner, outer]
-                for pair in ((inner, outer), (outer, inner)):
+                for pair in ((inner, outer, False), (outer, inner, True)):
                     threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if answers and self.deaf:
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
                 sink.sendall(data)
 
 
@@ -166,11 +181,37 @@ def link(server_uri: str) -> Iterator[_Link]:
     link.cut()
 
 
-def test_a_server_that_goes_away_is_an_error_and_never_a_silent_gap(
-    link: _Link, server_uri: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["cut", "deaf"])
+def test_an_outage_leaves_no_gap_and_no_double(
+    link: _Link, server_uri: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    writer = RunWriter(link.uri, "cut")
+    """Cut: nothing reaches the server. Deaf: everything does, and is sent again because no answer comes back."""
+    with RunWriter(link.uri, f"outage {how}") as run:
+        run.log_metrics({"x": -1.0}, 0)
+        run.flush()
+        link.cut() if how == "cut" else setattr(link, "deaf", True)
+        for step in range(1, 300):
+            run.log_metrics({"x": float(step), "y": 2.0 * step}, step)
+        run.log_json("a/rows.json", [1, 2, 3])
+        run.set_tags({"cedkv.kept": "last"})
+        run.secure()
+        with pytest.raises(TrackingError, match="600 records wait in"):
+            run._outbox.flush(3)
+        assert "does not answer" in caplog.text
+        link.mend() if how == "cut" else setattr(link, "deaf", False)
+        for step in range(300, 400):
+            run.log_metrics({"x": float(step)}, step)
+    record = read_run(run.run_id, server_uri)
+    assert (record.status, record.tags["cedkv.kept"]) == ("FINISHED", "last")
+    history = metric_history(run.run_id, ["x", "y"], server_uri)
+    assert [(p.step, p.value) for p in history["x"]] == [(0, -1.0), *((n, float(n)) for n in range(1, 400))]
+    assert [p.step for p in history["y"]] == list(range(1, 300))
+    assert [file.path for file in open_client(server_uri).list_artifacts(run.run_id, "a")] == ["a/rows.json"]
+    assert not list(spool_of(run.run_id, link.uri).parent.iterdir()), "nothing waits"
+
+
+def test_a_store_that_is_away_at_the_end_is_sent_the_rest_by_sync(link: _Link, server_uri: str) -> None:
+    writer = RunWriter(link.uri, "away at the end", close_timeout_s=1.0)
 
     def loop() -> None:
         with writer as run:
@@ -178,15 +219,29 @@ def test_a_server_that_goes_away_is_an_error_and_never_a_silent_gap(
             run.flush()
             link.cut()
             run.log_metrics({"x": 2.0, "y": 1.0}, 1)
-            with pytest.raises(TrackingError, match="2 records were not written"):
-                run.flush()
+            run.log_text("gone.txt", "not yet")
 
-    with pytest.raises(TrackingError, match="2 records were not written"):
+    with pytest.raises(TrackingError, match=r"3 records wait in .*`cedkv sync` sends them"):
         loop()
     record = read_run(writer.run_id, server_uri)
     assert (record.status, dict(record.metrics)) == ("RUNNING", {"x": 1.0}), (
-        "no gate takes a run that never ended"
+        "no gate takes a run that has not ended"
     )
+    with pytest.raises(UserError):
+        list(sync(link.uri))
+    link.mend()
+    assert [found.state for found in sync(server_uri)] == ["elsewhere"]
+    ((found),) = sync(link.uri)
+    assert (found.run_id, found.state, found.records, found.status) == (
+        writer.run_id,
+        "sent",
+        4,
+        "FINISHED",
+    )
+    assert not list(sync(link.uri))
+    record = read_run(writer.run_id, server_uri)
+    assert (record.status, dict(record.metrics)) == ("FINISHED", {"x": 2.0, "y": 1.0})
+    assert [file.path for file in open_client(server_uri).list_artifacts(writer.run_id)] == ["gone.txt"]
 
 
 def test_verdicts_and_ledgers_go_through_a_server_too(server_uri: str, tmp_path: Path) -> None:

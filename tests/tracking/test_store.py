@@ -117,7 +117,12 @@ def test_four_processes_may_create_one_fresh_store_at_once_and_log_to_it(tmp_pat
     assert [(run.status, run.metrics["x"]) for run in runs] == [("FINISHED", 1.0)] * 2
     assert len({run.experiment_id for run in runs}) == 1
     left = sorted(path.name for path in (tmp_path / "한 글").iterdir())
-    assert [name for name in left if not name.endswith(("-wal", "-shm"))] == ["artifacts", "mlflow.db"]
+    assert [name for name in left if not name.endswith(("-wal", "-shm"))] == [
+        "artifacts",
+        "mlflow.db",
+        "spool",
+    ]
+    assert not list((tmp_path / "한 글" / "spool").iterdir()), "nothing waits"
     with closing(sqlite3.connect(tmp_path / "한 글" / "mlflow.db")) as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

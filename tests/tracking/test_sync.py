@@ -1,0 +1,110 @@
+"""`cedkv sync`: what a process had logged before it died is in the store, once, and its run says that it died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cedkv import ledger
+from cedkv.cli import main
+from cedkv.tracking.journal import Journal
+from cedkv.tracking.reader import metric_history, read_run
+from cedkv.tracking.reopen import Resumed
+from cedkv.tracking.spool import DIED, spool_of, sync
+from cedkv.tracking.store import open_client
+from cedkv.tracking.writer import RunWriter
+
+DIES = """
+import os, signal, sys, time
+from cedkv.tracking.writer import RunWriter
+
+with RunWriter(sys.argv[1], "dies") as run:
+    send, sent = run._outbox._deliver, []
+
+    def deliver(records):  # two requests go through, the answer to the second is lost
+        if len(sent) == 2:
+            time.sleep(60)
+        send(records)
+        sent.append(1)
+        if len(sent) == 2:
+            time.sleep(60)
+
+    run._outbox._deliver = deliver
+    for step in range(5000):
+        run.log_metrics({"x": step / 7, "y": float("nan")}, step)
+    run.log_text("notes.txt", "the last thing")
+    while len(sent) < 2:
+        time.sleep(0.01)
+    print(run.run_id, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def died(store_uri: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, store_uri],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stdout.strip()
+
+
+def test_nothing_that_was_logged_is_lost_with_the_process(died: str, store_uri: str, capsys) -> None:
+    assert len(metric_history(died, ["x"], store_uri)["x"]) < 5000
+    assert main(["sync", "--tracking-uri", store_uri]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{died}  ")
+    assert line.endswith("records sent; the run is FAILED\n")
+    history = metric_history(died, ["x", "y", "nonfinite/y"], store_uri)
+    assert [(p.step, p.value) for p in history["x"]] == [(n, n / 7) for n in range(5000)]
+    assert [p.value for p in history["nonfinite/y"]] == [float(n) for n in range(1, 5001)]
+    record = read_run(died, store_uri)
+    assert (record.status, record.tags[ledger.TAG_ERROR]) == ("FAILED", DIED)
+    assert [file.path for file in open_client(store_uri).list_artifacts(died)] == ["notes.txt"]
+    assert main(["sync", "--tracking-uri", store_uri]) == 0
+    assert capsys.readouterr().out == "nothing waits on this machine\n"
+
+
+def test_a_run_that_goes_on_sends_first_what_its_process_could_not(died: str, store_uri: str) -> None:
+    with RunWriter(store_uri, "dies", resumes=Resumed(died, 5000)) as run:
+        run.log_metrics({"x": 4999 / 7}, 4999)  # computed again
+        run.log_metrics({"x": 1.0}, 5000)
+    history = metric_history(died, ["x"], store_uri)["x"]
+    assert [p.step for p in history] == list(range(5001))
+    assert read_run(died, store_uri).status == "FINISHED"
+    assert not list(sync(store_uri))
+
+
+def test_a_run_that_is_open_is_left_alone(store_uri: str, capsys) -> None:
+    with RunWriter(store_uri, "open") as run:
+        run.log_metrics({"x": 1.0}, 0)
+        ((found),) = sync(store_uri)
+        assert (found.run_id, found.state) == (run.run_id, "open")
+    assert read_run(run.run_id, store_uri).status == "FINISHED"
+
+
+def test_a_run_that_the_store_does_not_have_is_named_and_kept(store_uri: str, capsys) -> None:
+    with RunWriter(store_uri, "one") as run:
+        pass
+    with Journal(spool_of("0" * 32, store_uri)) as journal:
+        journal.append({"kind": "tags", "tags": {"a": "b"}})
+    assert main(["sync", "--tracking-uri", store_uri]) == 1
+    assert "is not in this store; remove " in capsys.readouterr().out
+    assert spool_of("0" * 32, store_uri).is_dir()
+    assert read_run(run.run_id, store_uri).status == "FINISHED"
+
+
+def test_a_folder_that_is_no_journal_is_an_error_in_one_line(store_uri: str, tmp_path: Path, capsys) -> None:
+    (spool_of("0" * 32, store_uri).parent / "not a run").mkdir(parents=True)
+    assert main(["sync", "--tracking-uri", store_uri]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
