@@ -51,6 +51,11 @@ def project_root(start: Path) -> Path:
 
 def check_uri(uri: str) -> None:
     """Raise ``UserError`` unless ``uri`` names a kind of store that runs can be logged to."""
+    if shown(uri) != uri:
+        raise UserError(
+            f"tracking store {shown(uri)!r} holds a password, which would end up in logs and checkpoints: take it out and give it "
+            "in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD or ~/.pgpass for PostgreSQL"
+        )
     scheme = match[1] if (match := re.match(r"([A-Za-z][A-Za-z0-9]+)(\+[A-Za-z0-9]+)?:", uri)) else ""
     if scheme in {"", "file"}:
         folder = Path(uri.removeprefix("file:").replace("//", "/") or ".").absolute()

@@ -212,13 +212,29 @@ def weighed(
         values += mine.detach()
         masses[number] = mass.mean
         if learns and mine.requires_grad:  # anchors without gates learn nothing from a pass
-            parts = torch.autograd.grad((mine * weights).sum(), learned, materialize_grads=True)
-            gradients[number] = torch.cat([part.flatten() for part in parts])
+            gradients[number] = _gradient((mine * weights).sum(), learned, model.dtype)
     trunk.team.merge(values, masses, gradients)
     total = (values * weights).sum()
     if learns:
         total = _Known.apply(total, gradients.sum(0), *learned)
     return Weighed(values, total, masses.mean().item())
+
+
+LOSS_SCALES = (2.0**16, 2.0**8, 1.0)
+"""What a loss is multiplied by before float16 passes its gradient on: under 6e-8 that is zero, over 65504 infinite."""
+
+
+def _gradient(loss: Tensor, learned: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The gradient by `learned`, one flat vector; through a float16 model at the largest scale at which it is finite."""
+    scales = LOSS_SCALES if dtype is torch.float16 else (1.0,)
+    for scale in scales:
+        parts = torch.autograd.grad(
+            loss * scale, learned, materialize_grads=True, retain_graph=scale != scales[-1]
+        )
+        found = torch.cat([part.flatten() for part in parts]) / scale
+        if found.isfinite().all():
+            break
+    return found
 
 
 class _Known(torch.autograd.Function):

@@ -67,14 +67,14 @@ def server_uri(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -
             command, cwd=folder, stdout=log, stderr=log, env=os.environ | quick, start_new_session=True
         )
     try:
-        _wait_until_up(f"http://127.0.0.1:{port}", server, folder / "log.txt")
+        wait_until_up(f"http://127.0.0.1:{port}", server, folder / "log.txt")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
 
 
-def _wait_until_up(uri: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_up(uri: str, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         try:

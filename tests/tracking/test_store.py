@@ -75,6 +75,14 @@ def test_the_project_is_the_repository_around_the_working_folder(tmp_path: Path)
     assert project_root(inner) == tmp_path / "repo"
 
 
+@pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "postgresql://me:secret@db/mlflow"])
+def test_a_password_is_refused_where_it_would_be_logged(uri: str) -> None:
+    for configured, env in ((uri, {}), (None, {"MLFLOW_TRACKING_URI": uri})):
+        with pytest.raises(UserError, match="holds a password") as refused:
+            resolve_uri(configured, env, Path("/"))
+        assert "secret" not in str(refused.value)
+
+
 def test_a_password_is_never_shown() -> None:
     assert shown("postgresql://me:secret@db:5432/mlflow") == "postgresql://me:***@db:5432/mlflow"
 

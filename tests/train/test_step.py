@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cedkv.injection import inject
 from cedkv.injection.trunk import Shortcut, Trunk
-from cedkv.train.step import Weights, loss_terms, off_loss, on_loss
+from cedkv.train.step import Weights, loss_terms, off_loss, on_loss, weighed
 
 K = 5
 
@@ -235,3 +236,38 @@ def test_an_on_prompt_moves_its_own_document_only(experiment):
     )
     gradient = torch.autograd.grad(loss, experiment.bank.logits)[0].abs().amax((1, 2, 3, 4))
     assert (gradient > 0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-7])
+def test_through_a_float16_model_a_small_loss_has_its_gradient_and_a_large_one_too(experiment, weight):
+    """Without a scale, what is under 6e-8 at the logits would be lost on its way down."""
+    half = deepcopy(experiment.model).half()
+    rows = list(range(6))
+    batch = [experiment.encoded.on_train[i] for i in rows]
+    found = {}
+    for model in (experiment.model, half):
+        bank = deepcopy(experiment.bank).to(model.dtype)
+        bank.logits.data = experiment.bank.logits.detach().float()
+        first = bank.spec.injection[0]
+        prompts = [row.prompt + row.answer[:-1] for row in batch]
+        trunk = Trunk(model, prompts, first, shortcut=Shortcut.TRUNK, keep=[len(row.answer) for row in batch])
+        documents = torch.tensor([row.document for row in batch])
+        teacher = torch.cat([experiment.teacher_train[i] for i in rows])
+
+        def score(packed, student, teacher=teacher):
+            return divergence(teacher[packed.member].float(), student.float())
+
+        result = weighed(
+            model,
+            bank,
+            K,
+            trunk.take(range(6)),
+            documents=documents,
+            weights=torch.full((6,), weight),
+            score=score,
+            rows=2,
+        )
+        found[model.dtype] = torch.autograd.grad(result.total, bank.logits)[0]
+    exact, ours = found[torch.float32], found[torch.float16].float()
+    assert exact.abs().max() > 0
+    assert (ours - exact).norm() < 0.02 * exact.norm()
