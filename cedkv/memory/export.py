@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from cedkv.core.errors import UserError
 from cedkv.memory.bank import MemoryBank
 from cedkv.memory.state import States
 
-FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 knew no biases. A reader of format 1 would pass over them: a gated memory must not look like one."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""Format 1 knew no biases. A reader of format 1 would pass over them: a gated memory must not look like one. Since format 3
+`memory.json` holds the hash of the tensors' file."""
 
 
 def write_memory(
@@ -44,6 +47,7 @@ def write_memory(
     spec = bank.spec
     meta = {
         "format": FORMAT,
+        "tensors_sha256": sha256(file.read_bytes()).hexdigest(),
         "model_fingerprint": fingerprint,
         "config_hash": configuration,
         "documents": list(bank.documents),
@@ -82,14 +86,10 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
         UserError: a file is damaged, of another format, or the two do not belong together.
     """
     try:
-        meta = json.loads(described.read_text())
-        stored = load_file(tensors)
-        if meta["format"] not in READABLE:
-            raise UserError(
-                f"memory {str(described)!r} has format {meta['format']}; this version reads {READABLE}"
-            )
+        content = tensors.read_bytes()
+        meta = _meta(described, content)
+        stored = load(content)
         layers = [int(layer) for layer in meta["layers"]["injection"]]
-        gated = meta.get("slot_gate", "none") != "none"
         keys, values = ({i: stored[f"{name}.{i}"] for i in layers} for name in ("keys", "values"))
         gated = meta.get("slot_gate", "none") != "none"
         states = States(keys, values, bias={i: stored[f"bias.{i}"] for i in layers} if gated else None)
@@ -97,7 +97,17 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
             states, tuple(meta["documents"]), str(meta["model_fingerprint"]), str(meta["config_hash"])
         )
         slots = int(meta["slots"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except UserError:
+        raise
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+    ) as error:
         raise UserError(
             f"memory {str(tensors)!r} cannot be read ({type(error).__name__}: {error}); export it again from its run"
         ) from error
@@ -110,6 +120,22 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
             f"{slots} slots as {described.name} says; export it again from its run"
         )
     return memory
+
+
+def _meta(described: Path, content: bytes) -> dict[str, Any]:
+    """What `described` says, where it is of a format that is read and belongs to the tensors `content`."""
+    meta: dict[str, Any] = json.loads(described.read_text())
+    if meta["format"] not in READABLE:
+        raise UserError(
+            f"memory {str(described)!r} has format {meta['format']}; this version reads {READABLE}"
+        )
+    hashed = meta["tensors_sha256"] if meta["format"] >= 3 else meta.get("tensors_sha256")
+    if hashed is not None and hashed != sha256(content).hexdigest():
+        raise UserError(
+            f"memory {str(described)!r} names another hash than its tensors have: the two do not belong together, or one was "
+            "changed; export it again from its run"
+        )
+    return meta
 
 
 def _parts(states: States, layer: int) -> Iterator[tuple[str, Tensor]]:
