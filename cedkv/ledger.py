@@ -132,6 +132,8 @@ TAG_DELIMITER: Final = "cedkv.warn.delimiter_first_step"  # when a slot or state
 TAG_ERROR: Final = "cedkv.error"
 TAG_RESUMED: Final = "cedkv.resumed"  # the steps that were done, each time the run went on, e.g. `25, 60`
 TAG_CHANGED: Final = "cedkv.changed"  # JSON: what a resumed run was allowed to change, by name [was, is]
+CHANGES_NO_NUMBER: Final = frozenset({TAG_WORLD_SIZE})
+"""What a resumed run may change and still be one run: its numbers are the same bit for bit."""
 TAG_SOURCE_LOSS: Final = (
     "cedkv.source.loss"  # hf, proxy, blend or auto; `auto, hf from step <n>` where it was left
 )

@@ -113,15 +113,23 @@ def _resumed(arguments: argparse.Namespace, config: Config | None) -> str:
 
 
 def sync(arguments: argparse.Namespace) -> int:
-    """Send what waits on this machine; a line for each run. 1 where something still waits and no process is at it."""
+    """Send what waits on this machine, and judge what has finished with that; a line for each run.
+
+    1 where something still waits and no process is at it.
+    """
     from cedkv.cli.judge import store
     from cedkv.tracking.spool import sync as synced
+    from cedkv.train.publish import publish
 
+    uri = store(arguments)
     waits = count = 0
-    for found in synced(store(arguments)):
+    for found in synced(uri):
         count += 1
         waits += found.state in {"missing", "elsewhere"}
-        print(f"{found.run_id}  {_SYNCED[found.state].format(found=found)}")
+        line = f"{found.run_id}  {_SYNCED[found.state].format(found=found)}"
+        if found.state == "sent" and found.status == "FINISHED":
+            line += f", verdict {publish(found.run_id, uri).gates.status.value}"  # its own process could not
+        print(line)
     if not count:
         print("nothing waits on this machine")
     return 1 if waits else 0

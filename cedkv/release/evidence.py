@@ -5,6 +5,7 @@ A measurement that rests on evidence which does not pass is not judged at all.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -38,6 +39,7 @@ def run_evidence(record: RunRecord) -> tuple[Check, ...]:
             "written by another version of cedkv; judge with that",
         ),
         _phase(record.tags.get(ledger.TAG_PHASE)),
+        _one_run(record.tags.get(ledger.TAG_CHANGED)),
     )
 
 
@@ -101,6 +103,19 @@ def _phase(phase: str | None) -> Check:
     known = phase in (ledger.PHASE_BASELINE, ledger.PHASE_TRAINED)
     reason = "" if known else f"tag {ledger.TAG_PHASE} is {phase!r}; a run of phase 2 or 3 can be judged"
     return Check("run", "phase", phase, "=", "2 or 3", None, _pass_if(known), reason)
+
+
+def _one_run(changed: str | None) -> Check:
+    """A run that was resumed with other settings, code or data is no run of what its log says it was."""
+    try:
+        names = {} if changed is None else json.loads(changed)
+        wrong = sorted(set(names) - ledger.CHANGES_NO_NUMBER)
+    except (ValueError, TypeError):  # clipped, or edited
+        wrong = [str(changed)]
+    reason = f"it was resumed with changes ({', '.join(wrong)}): start a run of its own" if wrong else ""
+    return Check(
+        "run", "changed_on_the_way", ", ".join(wrong) or None, "=", None, None, _pass_if(not wrong), reason
+    )
 
 
 def _stress_size(record: RunRecord) -> Check:

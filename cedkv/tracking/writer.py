@@ -107,7 +107,9 @@ class RunWriter:
             self._guard.restore()
             raise
         check = self._database.check if self._database is not None else lambda: None
-        self._outbox = Outbox(self._journal, Delivery(self._client, self.run_id, self._journal.folder, check))
+        deliver = Delivery(self._client, self.run_id, self._journal.folder, check)
+        # Whoever asks for the end while the store is away need not wait: what is logged is in the journal.
+        self._outbox = Outbox(self._journal, deliver, give_up=lambda: self._guard.waiting)
         try:
             if self._resumes is None:
                 with store_errors(f"logging the settings to {shown(self.uri)}"):

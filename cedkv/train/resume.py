@@ -86,7 +86,8 @@ class Resumption:
     @property
     def point(self) -> Resumed:
         """For the log."""
-        same = not self.changed and ledger.TAG_CHANGED not in self.tags_before
+        before = self.tags_before.get(ledger.TAG_CHANGED, "")
+        same = self.changed.keys() <= ledger.CHANGES_NO_NUMBER and not before
         return Resumed(self.run_id, self.checkpoint.step, same)
 
     def check(self, tags: Mapping[str, str]) -> None:

@@ -197,6 +197,8 @@ def test_an_unfinished_run_is_inconclusive_whatever_its_numbers(runs, change, na
         ("cedkv.schema", None, "log_schema"),
         ("cedkv.phase", "1", "phase"),
         ("cedkv.phase", None, "phase"),
+        ("cedkv.changed", '{"phase3.train.lr": [0.01, 0.02]}', "changed_on_the_way"),
+        ("cedkv.changed", '{"phase3.train.lr": [0.01, 0.0', "changed_on_the_way"),
         ("cedkv.source.off_delta_p99_stress", "hard_pool", "stress_source"),
         ("cedkv.source.off_delta_p99_stress", None, "stress_source"),
         ("cedkv.hash.stress", "0" * 64, "stress_sha256"),
@@ -208,6 +210,11 @@ def test_wrong_or_missing_tags(runs, tag, value, name):
     report = judge(runs.with_tag(runs.run(), tag, value))
     assert check(report, name).status is INCONCLUSIVE
     assert report.status is INCONCLUSIVE
+
+
+def test_a_run_that_went_on_with_another_number_of_processes_is_judged(runs):
+    changed = runs.with_tag(runs.run(), "cedkv.changed", '{"cedkv.world_size": ["1", "2"]}')
+    assert judge(changed).status is judge(runs.run()).status is PASS
 
 
 @pytest.mark.parametrize(

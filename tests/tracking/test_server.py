@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -242,6 +245,24 @@ def test_a_store_that_is_away_at_the_end_is_sent_the_rest_by_sync(link: _Link, s
     record = read_run(writer.run_id, server_uri)
     assert (record.status, dict(record.metrics)) == ("FINISHED", {"x": 2.0, "y": 1.0})
     assert [file.path for file in open_client(server_uri).list_artifacts(writer.run_id)] == ["gone.txt"]
+
+
+def test_a_signal_ends_the_wait_for_a_store_that_is_away(link: _Link, server_uri: str) -> None:
+    writer = RunWriter(link.uri, "away and interrupted", close_timeout_s=60.0)
+
+    def loop() -> None:
+        with writer as run:
+            link.cut()
+            run.log_metrics({"x": 2.0}, 1)
+            threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match="1 records wait in"):
+        loop()
+    assert time.monotonic() - begun < 30
+    link.mend()
+    ((found),) = sync(link.uri)
+    assert (found.state, found.status) == ("sent", "FINISHED")
 
 
 def test_verdicts_and_ledgers_go_through_a_server_too(server_uri: str, tmp_path: Path) -> None:

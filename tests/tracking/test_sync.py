@@ -12,6 +12,7 @@ import pytest
 
 from cedkv import ledger
 from cedkv.cli import main
+from cedkv.tracking.backend import TrackingError
 from cedkv.tracking.journal import Journal
 from cedkv.tracking.reader import metric_history, read_run
 from cedkv.tracking.reopen import Resumed
@@ -108,3 +109,22 @@ def test_a_folder_that_is_no_journal_is_an_error_in_one_line(store_uri: str, tmp
     (spool_of("0" * 32, store_uri).parent / "not a run").mkdir(parents=True)
     assert main(["sync", "--tracking-uri", store_uri]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_that_had_ended_is_judged_once_its_log_is_whole(store_uri: str, capsys) -> None:
+    def away(_: object) -> None:
+        raise ConnectionError("refused")
+
+    writer = RunWriter(store_uri, "away", close_timeout_s=0.1)
+
+    def loop() -> None:
+        with writer as run:
+            run._outbox._deliver = away
+            run.log_metrics({"x": 1.0}, 0)
+
+    with pytest.raises(TrackingError, match="1 records wait"):
+        loop()
+    assert read_run(writer.run_id, store_uri).status == "RUNNING"
+    assert main(["sync", "--tracking-uri", store_uri]) == 0
+    assert "the run is FINISHED, verdict inconclusive" in capsys.readouterr().out
+    assert read_run(writer.run_id, store_uri).tags[ledger.TAG_VERDICT] == "inconclusive"
