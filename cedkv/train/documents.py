@@ -29,6 +29,7 @@ from cedkv.memory.state import States
 from cedkv.memory.warm_start import SlotPlan, plan_slots
 from cedkv.models.load import LoadedModel
 from cedkv.models.types import CausalLM
+from cedkv.train.follow import together
 from cedkv.train.teacher import DOCUMENTS_AT_ONCE, answers_behind, questions_of
 
 WARM_START_OFF_PROMPTS = 64
@@ -68,10 +69,16 @@ def read_documents(
     """
     lengths = [len(context.ids) for context in encoded.contexts]
     groups = list(by_length(lengths, DOCUMENTS_AT_ONCE))
-    read: dict[int, _Read] = {}
-    with armed(loaded.model):
-        for number in team.deal([sum(lengths[n] for n in group) for group in groups]):
-            read |= _read(config, loaded, encoded, groups[number], teacher=teacher, layers=layers, rows=rows)
+    mine = [groups[number] for number in team.deal([sum(lengths[n] for n in group) for group in groups])]
+
+    def read_mine() -> dict[int, _Read]:
+        read: dict[int, _Read] = {}
+        with armed(loaded.model):
+            for group in mine:
+                read |= _read(config, loaded, encoded, group, teacher=teacher, layers=layers, rows=rows)
+        return read
+
+    read = together(team, read_mine)
     documents = _shared(encoded, read, layers, team, loaded.device)
     looks = torch.stack([document.looks for document in documents]).mean(0)
     return Documents(

@@ -27,6 +27,7 @@ from cedkv.models.load import LoadedModel, load_model
 from cedkv.models.types import CausalLM
 from cedkv.train.clock import Clock
 from cedkv.train.documents import read_documents
+from cedkv.train.follow import together
 from cedkv.train.gate_start import gate_start
 from cedkv.train.teacher import Teacher, ask_teacher, questions_of
 
@@ -112,17 +113,8 @@ def prepare(config: Config, phase: int, clock: Clock | None = None, team: Team =
     """
     clock = clock or Clock()
     with clock.part("load"):
-        corpus, model_config = build_corpus(config), config.model
-        loaded = load_model(
-            config.model_source,
-            dtype=model_config.dtype,
-            device=model_config.device,
-            trust_remote_code=model_config.trust_remote_code,
-        )
-        spec = mix_spec(config, loaded.model, phase)
-        check_routed(loaded.model, spec.injection)
-        encoded = encode_corpus(config, corpus, loaded.tokenizer, loaded.context_length)
-        _check_same(team, config, corpus, loaded)
+        corpus, loaded, spec, encoded = together(team, lambda: _loaded(config, phase))
+        together(team, lambda: _check_same(team, config, corpus, loaded))
     rows = config.phase3.eval.batch_rows
     with clock.part("teacher"):
         teacher = _teacher(loaded.model, encoded, rows, team)
@@ -181,6 +173,20 @@ def prepare(config: Config, phase: int, clock: Clock | None = None, team: Team =
     )
 
 
+def _loaded(config: Config, phase: int) -> tuple[Corpus, LoadedModel, MixSpec, EncodedCorpus]:
+    """Data, model, what is mixed and injected, and the data as tokens."""
+    corpus, model = build_corpus(config), config.model
+    loaded = load_model(
+        config.model_source,
+        dtype=model.dtype,
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+    )
+    spec = mix_spec(config, loaded.model, phase)
+    check_routed(loaded.model, spec.injection)
+    return corpus, loaded, spec, encode_corpus(config, corpus, loaded.tokenizer, loaded.context_length)
+
+
 def _check_same(team: Team, config: Config, corpus: Corpus, loaded: LoadedModel) -> None:
     """Refuse processes that would not compute the same run."""
     contents = {name: content["sha256"] for name, content in hashes(corpus).items()}
@@ -190,12 +196,12 @@ def _check_same(team: Team, config: Config, corpus: Corpus, loaded: LoadedModel)
         "model": loaded.fingerprint,
         "code": __version__,
     }
-    told = json.loads(team.tell(json.dumps(facts).encode()))
-    differs = [name for name in facts if facts[name] != told[name]]
-    if team.any(bool(differs)):
+    first = json.loads(team.tell(json.dumps(facts).encode()))
+    differs = [name for name in facts if facts[name] != first[name]]
+    if differs:
         raise UserError(
-            f"process {team.rank} of {team.size} does not have the first one's {', '.join(differs) or 'files, but another has not'}"
-            ": give all of them the same configuration, data, model and version of cedkv"
+            f"{', '.join(differs)}: another one than the first process has; give all of them the same configuration, data, model "
+            "and version of cedkv"
         )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
+from cedkv.core.errors import UserError
 from cedkv.core.team import Team
 from cedkv.tracking.signals import SignalGuard
+
+T = TypeVar("T")
 
 
 class Follower:
@@ -46,13 +49,25 @@ class Follower:
         self._guard.release()
 
 
-def by_first(team: Team, action: Callable[[], Any]) -> None:
-    """Let the first process do something. Where it fails, the others leave without a word: the first one has said why."""
-    failed: BaseException | None = None
-    if team.first:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001 - raised below, once the others know
-            failed = error
-    if team.any(failed is not None):
-        raise failed or SystemExit(2)
+def together(team: Team, action: Callable[[], T]) -> T:
+    """Do something in every process. Where it is a user's mistake in one of them, the first one says so and all of them end."""
+    found: list[T] = []
+    said = ""
+    try:
+        found.append(action())
+    except UserError as error:
+        if team.size == 1:
+            raise
+        said = str(error)
+    told = [text.decode() for text in team.gather(said.encode())]
+    if not any(told):
+        return found[0]
+    if not team.first:
+        raise SystemExit(2)
+    rank, text = next((rank, text) for rank, text in enumerate(told) if text)
+    raise UserError(f"process {rank} of {team.size}: {text}" if rank else text)
+
+
+def by_first(team: Team, action: Callable[[], object]) -> None:
+    """Let the first process do something that the others need to have been done."""
+    together(team, action if team.first else lambda: None)
