@@ -29,6 +29,12 @@ READABLE = (1, 2, 3)
 `memory.json` holds the hash of the tensors' file."""
 
 
+_UNREADABLE = (
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError),
+    *(AttributeError, OverflowError, RecursionError),
+)
+
+
 def write_memory(
     folder: Path, bank: MemoryBank, k: int, fingerprint: str, configuration: str
 ) -> tuple[Path, Path]:
@@ -99,15 +105,7 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
         slots = int(meta["slots"])
     except UserError:
         raise
-    except (
-        SafetensorError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"memory {str(tensors)!r} cannot be read ({type(error).__name__}: {error}); export it again from its run"
         ) from error
@@ -129,8 +127,8 @@ def _meta(described: Path, content: bytes) -> dict[str, Any]:
         raise UserError(
             f"memory {str(described)!r} has format {meta['format']}; this version reads {READABLE}"
         )
-    hashed = meta["tensors_sha256"] if meta["format"] >= 3 else meta.get("tensors_sha256")
-    if hashed is not None and hashed != sha256(content).hexdigest():
+    hashed = meta["format"] >= 3 or "tensors_sha256" in meta
+    if hashed and meta["tensors_sha256"] != sha256(content).hexdigest():
         raise UserError(
             f"memory {str(described)!r} names another hash than its tensors have: the two do not belong together, or one was "
             "changed; export it again from its run"

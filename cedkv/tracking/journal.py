@@ -79,7 +79,7 @@ class Journal:
         """What `run.json` says; empty where it cannot be read."""
         try:
             found = json.loads((self.folder / RUN).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -152,7 +152,7 @@ class Journal:
                 break
             self._reader.seek(start)
             line = self._reader.readline()
-            with suppress(ValueError):  # a line that is no record has been no record
+            with suppress(ValueError, RecursionError):  # a line that is no record has been none
                 record = json.loads(line)
                 if isinstance(record, dict):
                     self._taken.append((record, start + len(line)))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cedkv.tracking.journal import IN_MEMORY, BusyError, Journal, JournalFullError
@@ -150,6 +150,7 @@ def test_confirmed_files_are_gone_and_the_others_keep_their_names(tmp_path):
 
 
 @given(st.binary(max_size=300))
+@example(b"\n" + b"[" * 100_000 + b"\n")
 @settings(max_examples=200, deadline=None)
 def test_a_damaged_journal_gives_what_it_holds_and_never_an_error(tmp_path_factory, noise):
     folder = tmp_path_factory.mktemp("journal")
