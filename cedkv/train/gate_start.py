@@ -136,7 +136,7 @@ def _on(model: CausalLM, encoded: EncodedCorpus, states: States, rows: int, team
 
 def _given(own: OwnAttention, key: Tensor) -> Seen:
     """What ends of prompts give slots with `key` [G, S, D]."""
-    query, lse = own.query[:, 0], own.lse[:, 0]
+    query, lse = wide(own.query[:, 0]), own.lse[:, 0]
     key = wide(key).repeat_interleave(query.shape[1] // key.shape[0], dim=0)
     return Seen(own.scoring(query.transpose(0, 1), key.transpose(1, 2)).transpose(0, 1), lse)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from cedkv import ledger
 from cedkv.data.batching import pad_left
 from cedkv.injection import inject
 from cedkv.memory.gate import Seen, own_slots
@@ -107,3 +110,23 @@ def test_a_run_whose_gates_know_too_little_says_so(small_config, store_uri, caps
 
     run_training(small_config(GATED, f"tracking.uri={store_uri}", "phase3.train.steps=1"), phase=3)
     assert "raise phase3.eval.off_samples to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("start", ["measured", "identity"])
+def test_gates_start_and_learn_in_float32_on_a_model_in_half_precision(
+    small_experiment, train_small, dtype, start
+):
+    settings = (f"phase3.warm_start.gate.start={start}", "phase3.train.steps=3")
+    made = small_experiment(GATED, f"model.dtype={dtype}", *settings)
+    before = {name: p.detach().clone() for name, p in made.bank.named_parameters()}
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    trained = train_small(GATED, f"model.dtype={dtype}", *settings)
+    assert [value for _, value in trained.log.of(ledger.NONFINITE_STEPS)] == [0.0] * 3
+    assert all(math.isfinite(p99) for _, p99 in trained.log.of(ledger.P99_STRESS))
+    for name, p in trained.trainer.bank.named_parameters():
+        assert not torch.equal(p, before[name]), name
+    if start == "measured":  # what 16 bits know of the scores is near what 32 know
+        whole = small_experiment(GATED, *settings).bank.gate
+        near = torch.isclose(made.bank.gate.bias, whole.bias, rtol=0.1, atol=0.5)
+        assert near.float().mean() > 0.75  # gains are chosen from a grid: one step apart moves a bias, too
