@@ -36,7 +36,7 @@ with RunWriter(sys.argv[1], "dies") as run:
             time.sleep(60)
 
     run._outbox._deliver = deliver
-    for step in range(5000):
+    for step in range(2000):
         run.log_metrics({"x": step / 7, "y": float("nan")}, step)
     run.log_text("notes.txt", "the last thing")
     while len(sent) < 2:
@@ -61,14 +61,14 @@ def died(store_uri: str) -> str:
 
 
 def test_nothing_that_was_logged_is_lost_with_the_process(died: str, store_uri: str, capsys) -> None:
-    assert len(metric_history(died, ["x"], store_uri)["x"]) < 5000
+    assert len(metric_history(died, ["x"], store_uri)["x"]) < 2000
     assert main(["sync", "--tracking-uri", store_uri]) == 0
     line = capsys.readouterr().out
     assert line.startswith(f"{died}  ")
     assert line.endswith("records sent; the run is FAILED\n")
     history = metric_history(died, ["x", "y", "nonfinite/y"], store_uri)
-    assert [(p.step, p.value) for p in history["x"]] == [(n, n / 7) for n in range(5000)]
-    assert [p.value for p in history["nonfinite/y"]] == [float(n) for n in range(1, 5001)]
+    assert [(p.step, p.value) for p in history["x"]] == [(n, n / 7) for n in range(2000)]
+    assert [p.value for p in history["nonfinite/y"]] == [float(n) for n in range(1, 2001)]
     record = read_run(died, store_uri)
     assert (record.status, record.tags[ledger.TAG_ERROR]) == ("FAILED", DIED)
     assert [file.path for file in open_client(store_uri).list_artifacts(died)] == ["notes.txt"]
@@ -77,11 +77,11 @@ def test_nothing_that_was_logged_is_lost_with_the_process(died: str, store_uri: 
 
 
 def test_a_run_that_goes_on_sends_first_what_its_process_could_not(died: str, store_uri: str) -> None:
-    with RunWriter(store_uri, "dies", resumes=Resumed(died, 5000)) as run:
-        run.log_metrics({"x": 4999 / 7}, 4999)  # computed again
-        run.log_metrics({"x": 1.0}, 5000)
+    with RunWriter(store_uri, "dies", resumes=Resumed(died, 2000)) as run:
+        run.log_metrics({"x": 1999 / 7}, 1999)  # computed again
+        run.log_metrics({"x": 1.0}, 2000)
     history = metric_history(died, ["x"], store_uri)["x"]
-    assert [p.step for p in history] == list(range(5001))
+    assert [p.step for p in history] == list(range(2001))
     assert read_run(died, store_uri).status == "FINISHED"
     assert not list(sync(store_uri))
 

@@ -112,8 +112,7 @@ def test_a_run_whose_gates_know_too_little_says_so(small_config, store_uri, caps
     assert "raise phase3.eval.off_samples to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("start", ["measured", "identity"])
+@pytest.mark.parametrize(("dtype", "start"), [("bfloat16", "measured"), ("float16", "identity")])
 def test_gates_start_and_learn_in_float32_on_a_model_in_half_precision(
     small_experiment, train_small, dtype, start
 ):
