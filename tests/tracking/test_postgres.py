@@ -28,7 +28,10 @@ def _programs() -> Path | None:
     return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 
 
-pytestmark = pytest.mark.skipif(_programs() is None, reason="no PostgreSQL: apt-get install postgresql")
+pytestmark = [
+    pytest.mark.slow,  # .ci/run runs the first of them after the fast tests
+    pytest.mark.skipif(_programs() is None, reason="no PostgreSQL: apt-get install postgresql"),
+]
 
 
 def free_port() -> int:
@@ -157,7 +160,6 @@ def test_writers_that_start_at_once_share_one_experiment_and_lose_and_double_not
     assert not list((tmp_path / "mlruns" / "spool").iterdir())
 
 
-@pytest.mark.slow
 def test_two_trainers_and_a_judge_at_once_and_no_password_anywhere(
     team_server: tuple[str, Path], small_config, tmp_path: Path
 ) -> None:

@@ -328,10 +328,8 @@ def wait_for_steps(process: subprocess.Popen[str], done: int) -> None:
     raise AssertionError("it ended before")
 
 
-@pytest.mark.parametrize(
-    "signum",
-    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_real_process_is_stopped_and_goes_on(small_config, store_uri, tmp_path, signum):
     config = small_config("phase3.train.steps=60", "checkpoint.every=20")
     file = tmp_path / "config.yaml"
