@@ -1,7 +1,7 @@
 """What logging costs a training step: a real step of configs/base.yaml, a real run in a real SQLite store.
 
-The loop queues a step's metrics, and a thread of the run stores them. Two things are taken from the step: the time the
-loop waits for its place in the queue, and the processor time of that thread, which on a machine whose cores are busy
+The loop writes a step's metrics to the run's journal, and a thread of the run stores them. Two things are taken from the step:
+the time the loop takes for that, and the processor time of that thread, which on a machine whose cores are busy
 somebody else does not get. Waiting for the disk takes nothing from anybody.
 """
 

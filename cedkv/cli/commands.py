@@ -99,15 +99,11 @@ def _resumed(arguments: argparse.Namespace, config: Config | None) -> str:
             arguments.tracking_uri = None if config is None else config.tracking.uri
             uri = store(arguments)
             run_id = whole_id(arguments, arguments.resume)
-            going_on = resumption(run_id, uri, config, arguments.allow_changed, warn, processes=team.size)
-            found.append(held.enter_context(going_on))
+            run = resumption(run_id, uri, config, arguments.allow_changed, warn, processes=team.size)
+            found.append(held.enter_context(run))
 
         by_first(team, find)
-        if team.first:
-            config = found[0].config
-        told = team.tell(
-            json.dumps(config.model_dump(mode="json") if config and team.first else None).encode()
-        )
+        told = team.tell(found[0].config.model_dump_json().encode() if found else b"")
         going_on = from_logged(json.loads(told), "the checkpoint")
         return run_training(going_on, phase=3, progress=True, resumed=found[0] if found else None)
 
@@ -119,15 +115,18 @@ def sync(arguments: argparse.Namespace) -> int:
     """
     from cedkv.cli.judge import store
     from cedkv.tracking.spool import sync as synced
-    from cedkv.train.publish import publish
 
     uri = store(arguments)
     waits = count = 0
     for found in synced(uri):
         count += 1
-        waits += found.state in {"missing", "elsewhere"}
+        waits += found.state in {"refused", "elsewhere"}
         line = f"{found.run_id}  {_SYNCED[found.state].format(found=found)}"
+        if found.damaged:
+            line += f"; {found.damaged} lines were damaged and are lost"
         if found.state == "sent" and found.status == "FINISHED":
+            from cedkv.train.publish import publish
+
             line += f", verdict {publish(found.run_id, uri).gates.status.value}"  # its own process could not
         print(line)
     if not count:
@@ -138,8 +137,8 @@ def sync(arguments: argparse.Namespace) -> int:
 _SYNCED = {
     "sent": "{found.records} records sent; the run is {found.status}",
     "open": "left to the process that has it open",
-    "missing": "is not in this store; remove {found.folder} if nobody wants it",
     "elsewhere": "belongs to another store: name that one with --tracking-uri",
+    "refused": "is refused by this store ({found.why}); remove {found.folder} if nobody wants it",
 }
 
 

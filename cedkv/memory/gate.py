@@ -121,9 +121,8 @@ def identity_start(slots: States, heads: int, sinks: int = 0) -> GateStart:
     """A gate that changes nothing of `slots`, for `heads` query heads; `sinks` of them, in front, have none."""
     key = torch.stack([slots.keys[layer][:, :, sinks:] for layer in slots.layers], dim=1)  # [N, L, G, S, D]
     n, layers, _, count, _ = key.shape
-    dtype = torch.promote_types(
-        key.dtype, torch.float32
-    )  # what is learned takes steps that half precision would round away
+    # What is learned takes steps that half precision would round away.
+    dtype = torch.promote_types(key.dtype, torch.float32)
     zeros = key.new_zeros(n, layers, heads, count, dtype=dtype)
     return GateStart(torch.ones_like(key[..., 0], dtype=dtype), zeros, zeros)
 

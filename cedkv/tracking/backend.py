@@ -58,6 +58,7 @@ __all__ = [
     "SqlAlchemyStore",
     "TrackingError",
     "ViewType",
+    "brief",
     "quiet",
     "server_status",
     "store_errors",
@@ -68,16 +69,21 @@ class TrackingError(RuntimeError):
     """The store failed while a run was using it. Nothing the user typed is wrong: a crash, not a usage error."""
 
 
+def brief(error: BaseException) -> str:
+    """Its message on one line, cut where it is long."""
+    return " ".join(str(error).split())[:600] or type(error).__name__
+
+
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
     """Turn what a store refuses into a ``UserError`` that says what was being done, e.g. ``"reading run 3f..."``."""
     try:
         yield
     except MlflowException as error:
-        reason = " ".join(str(error).split())
+        reason = brief(error)
         if "out-of-date database schema" in reason:
             reason = "its database was made by another version of MLflow; back it up, then run `mlflow db upgrade URI`"
-        raise UserError(f"{doing}: the tracking store refused: {reason[:600]}") from error
+        raise UserError(f"{doing}: the tracking store refused: {reason}") from error
 
 
 def server_status(uri: str, timeout_s: float) -> tuple[int, str]:

@@ -9,9 +9,11 @@ Where the disk is full, records stay in memory, as many as `IN_MEMORY` bytes hol
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -22,8 +24,11 @@ from typing import Any, Final, Self
 Record = dict[str, Any]
 """`kind` is `metrics`, `tags`, `file` or `end`; the rest is what `Delivery` needs for it."""
 
+DAMAGED: Final = "damaged"
+"""Kind of what stands for a line that is no record."""
 JOURNAL, SENT, FILES, RUN, LOCK = "journal.jsonl", "sent", "files", "run.json", "lock"
 IN_MEMORY: Final = 1 << 28
+_KEPT: Final = re.compile(rf"{FILES}/\d+/(?!\.\.?$)[^/\0]+")
 
 
 class JournalFullError(RuntimeError):
@@ -83,11 +88,6 @@ class Journal:
             return {}
         return found if isinstance(found, dict) else {}
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether every record is, so that a process that dies loses none."""
-        return not self._memory
-
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     def append(self, record: Record) -> None:
@@ -117,9 +117,9 @@ class Journal:
         self._remember({**record, "content": kept}, len(kept))
 
     def secure(self) -> None:
-        """Return when every record would survive the machine. `OSError` where some are in memory only."""
+        """Return when every record would survive this process. `OSError` where some are in memory only."""
         if self._memory:
-            raise OSError(28, os.strerror(28))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file.fileno())
 
     def _write(self, line: bytes) -> bool:
@@ -152,12 +152,7 @@ class Journal:
                 break
             self._reader.seek(start)
             line = self._reader.readline()
-            with suppress(ValueError, RecursionError):  # a line that is no record has been none
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    self._taken.append((record, start + len(line)))
-                    continue
-            self._taken.append(({"kind": "damaged"}, start + len(line)))
+            self._taken.append((_read(line), start + len(line)))
         found = [record for record, _ in list(self._taken)[:most]]
         return found + [record for record, _ in list(self._memory)[: most - len(found)]]
 
@@ -214,3 +209,32 @@ class Journal:
         text = os.pread(self._sent.fileno(), 21, 0)
         found = int(text) if text[:20].isdigit() and len(text) == 21 else 0
         return found if found <= self._written else 0
+
+
+def _read(line: bytes) -> Record:
+    """The record that a line holds, where it is one that `append` may have written."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and _is_record(found):
+            return found
+    return {"kind": DAMAGED}
+
+
+def _is_record(found: Record) -> bool:
+    match found:
+        case {"kind": "metrics", "points": list(points)}:
+            return all(_is_point(point) for point in points)
+        case {"kind": "tags", "tags": dict(tags)}:
+            return all(isinstance(value, str) for value in tags.values())
+        case {"kind": "file", "path": str(), "file": str(file)}:
+            return _KEPT.fullmatch(file) is not None  # what it names is removed once it is sent
+        case {"kind": "end", "status": str(), "reason": str(), "time_ms": int()}:
+            return True
+    return False
+
+
+def _is_point(found: Any) -> bool:
+    match found:
+        case [str(), int() | float(), int(time_ms), int(step)]:
+            return max(abs(time_ms), abs(step)) < 1 << 63
+    return False

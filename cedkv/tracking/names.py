@@ -45,9 +45,14 @@ def check_artifact_path(path: str) -> str:
     return path
 
 
+def is_run_id(text: str) -> bool:
+    """Whether ``text`` has the form of a run id, 32 lower-case hex digits."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
 def check_run_id(run_id: str) -> str:
-    """``run_id`` if it has the form of one, 32 lower-case hex digits; else ``UserError``."""
-    if not _RUN_ID.fullmatch(run_id):
+    """``run_id`` if it has the form of one; else ``UserError``."""
+    if not is_run_id(run_id):
         raise UserError(
             f"run id {run_id[:80]!r} is not 32 lower-case hex digits; "
             "copy it from the MLflow UI (a run's name is not its id)"

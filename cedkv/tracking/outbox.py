@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cedkv.tracking.backend import TrackingError
+from cedkv.tracking.backend import TrackingError, brief
 from cedkv.tracking.delivery import METRICS_PER_REQUEST, batch_of, may_pass, points_in
 from cedkv.tracking.journal import Journal, JournalFullError, Record
 
@@ -173,7 +173,7 @@ class Outbox:
                 self._away = True
                 _log.warning(
                     "the tracking store does not answer (%s); what is logged waits in %s",
-                    _brief(error),
+                    brief(error),
                     self._journal.folder,
                 )
             self._changed.wait_for(lambda: self._abandoned, pause)
@@ -197,10 +197,5 @@ class Outbox:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise TrackingError(
-                f"the tracking store failed and {self._points} records were not written: {_brief(self._error)}"
+                f"the tracking store failed and {self._points} records were not written: {brief(self._error)}"
             ) from self._error
-
-
-def _brief(error: BaseException) -> str:
-    """Its message on one line; of a request that was tried in vain, the end, which says why."""
-    return " ".join(str(error).split())[:600] or type(error).__name__

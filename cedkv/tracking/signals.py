@@ -100,3 +100,23 @@ class SignalGuard:
         if not self._holding:
             raise error
         self._held = self._held or error
+
+
+class Interruptible:
+    """Something that signals end in order: they are taken over while it is open, and may wait for a step to be done."""
+
+    def __init__(self) -> None:
+        self._guard = SignalGuard()
+
+    def hold_signals(self) -> None:
+        """Until `release_signals`, signals wait: a step is never torn apart. The third Ctrl-C does not."""
+        self._guard.hold("finishing the step")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal waits."""
+        return self._guard.waiting
+
+    def release_signals(self) -> None:
+        """Raise what waits, and from now on at once."""
+        self._guard.release()

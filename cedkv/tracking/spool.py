@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from cedkv import ledger
 from cedkv.core.errors import UserError
-from cedkv.tracking.backend import MlflowException, store_errors
-from cedkv.tracking.delivery import METRICS_PER_REQUEST, Delivery, batch_of, points_in
-from cedkv.tracking.journal import BusyError, Journal, Record
-from cedkv.tracking.names import check_run_id
+from cedkv.tracking.backend import MlflowException, brief
+from cedkv.tracking.delivery import METRICS_PER_REQUEST, Delivery, batch_of, may_pass, points_in
+from cedkv.tracking.journal import DAMAGED, BusyError, Journal, Record
+from cedkv.tracking.names import check_run_id, is_run_id
 from cedkv.tracking.store import check_store, local_home, open_client, shown
 
 if TYPE_CHECKING:
@@ -27,33 +27,36 @@ def spool_of(run_id: str, uri: str) -> Path:
     return local_home(uri) / "spool" / check_run_id(run_id)
 
 
-def replay(journal: Journal, deliver: Callable[[Sequence[Record]], object]) -> int:
-    """Send what the store has not confirmed; how many points, tags and files that was.
+def replay(journal: Journal, deliver: Callable[[Sequence[Record]], object]) -> tuple[int, int]:
+    """Send what the store has not confirmed; how many points, tags and files that was, and how many lines were damaged.
 
     Raises:
         MlflowException, OSError: the store does not take it; what it has taken is confirmed.
     """
-    sent = 0
+    sent = damaged = 0
     while records := batch_of(journal.take(METRICS_PER_REQUEST)):
         deliver(records)
         journal.confirm(len(records))
-        sent += sum(map(points_in, records))
-    return sent
+        found = sum(record["kind"] == DAMAGED for record in records)
+        sent, damaged = sent + sum(map(points_in, records)) - found, damaged + found
+    return sent, damaged
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
     """What became of one journal.
 
-    `state`: `sent` (and the journal is gone), `open` in a process that lives, of a run that the store does not have
-    (`missing`), or of another store (`elsewhere`). `records`: how many were sent. `status`: of the run now.
+    `state`: `sent` (and the journal is gone), `open` in a process that lives, of another store (`elsewhere`), or `refused` by
+    this one for good. `records`: how many were sent; `damaged`: how many lines were no records. `status`: of the run now.
     """
 
     run_id: str
-    state: Literal["sent", "open", "missing", "elsewhere"]
+    state: Literal["sent", "open", "elsewhere", "refused"]
     folder: Path
     records: int = 0
+    damaged: int = 0
     status: str = ""
+    why: str = ""
 
 
 def sync(uri: str) -> Iterator[Synced]:
@@ -62,19 +65,19 @@ def sync(uri: str) -> Iterator[Synced]:
     A run whose process died without ending it is marked FAILED; it can still be resumed.
 
     Raises:
-        UserError: the store is away, or takes something no more; what is not sent stays.
+        UserError: the store is away; what is not sent stays.
     """
     check_store(uri)
     root = local_home(uri) / "spool"
     folders = sorted(root.iterdir()) if root.is_dir() else []
     client = open_client(uri) if folders else None
     for folder in folders:
-        if client is not None and folder.is_dir():
+        if client is not None and is_run_id(folder.name):
             yield _synced(folder, uri, client)
 
 
 def _synced(folder: Path, uri: str, client: MlflowClient) -> Synced:
-    run_id = check_run_id(folder.name)
+    run_id = folder.name
     try:
         journal = Journal(folder)
     except BusyError:
@@ -82,21 +85,18 @@ def _synced(folder: Path, uri: str, client: MlflowClient) -> Synced:
     with journal:
         if journal.header.get("store", shown(uri)) != shown(uri):
             return Synced(run_id, "elsewhere", folder)
-        with store_errors(f"sending what waits of run {run_id}"):
-            try:
-                client.get_run(run_id)
-                sent = replay(journal, Delivery(client, run_id, folder))
-                status = _ended(client, run_id)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return Synced(run_id, "missing", folder)
-                raise
-            except OSError as error:
-                raise UserError(
-                    f"sending what waits of run {run_id}: {error}; it stays in {str(folder)!r}: try again when the store answers"
-                ) from error
+        try:
+            client.get_run(run_id)
+            sent, damaged = replay(journal, Delivery(client, run_id, folder))
+            status = _ended(client, run_id)
+        except (MlflowException, OSError) as error:
+            if not may_pass(error):
+                return Synced(run_id, "refused", folder, why=brief(error))
+            raise UserError(
+                f"sending what waits of run {run_id}: {brief(error)}; it stays in {str(folder)!r}: try again when the store answers"
+            ) from error
         journal.remove()
-    return Synced(run_id, "sent", folder, sent, status)
+    return Synced(run_id, "sent", folder, sent, damaged, status)
 
 
 def _ended(client: MlflowClient, run_id: str) -> str:

@@ -32,7 +32,7 @@ from cedkv.tracking.names import (
 )
 from cedkv.tracking.outbox import Outbox
 from cedkv.tracking.reopen import Before, Resumed, reopen
-from cedkv.tracking.signals import SignalGuard, Terminated
+from cedkv.tracking.signals import Interruptible, Terminated
 from cedkv.tracking.spool import replay, spool_of
 from cedkv.tracking.store import database_path, is_sqlite, open_client, prepare_store, shown
 
@@ -44,7 +44,7 @@ _KIND: Final = "mlflow.experimentKind"
 """Tag by which MLflow's pages choose their layout: that for training, not that for chats."""
 
 
-class RunWriter:
+class RunWriter(Interruptible):
     """A run of the log, open for writing: ``with RunWriter(uri, experiment, ...) as run: run.log_metrics(...)``.
 
     Args:
@@ -90,7 +90,7 @@ class RunWriter:
         self._params = list(flatten(params or {}))
         self._resumes, self._before = resumes, Before()
         self._close_timeout_s = close_timeout_s
-        self._guard = SignalGuard()
+        super().__init__()
         self._nonfinite: Counter[str] = Counter()
         self._known: set[str] = set()
 
@@ -178,19 +178,6 @@ class RunWriter:
     def secure(self) -> None:
         """Return when nothing logged so far can be lost with this process. ``OSError`` where the disk does not take it."""
         self._outbox.secure()
-
-    def hold_signals(self) -> None:
-        """Until `release_signals`, signals wait: a step is never torn apart. The third Ctrl-C does not."""
-        self._guard.hold("finishing the step")
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal waits."""
-        return self._guard.waiting
-
-    def release_signals(self) -> None:
-        """Raise what waits, and from now on at once."""
-        self._guard.release()
 
     def _start(self) -> None:
         if self._resumes is not None:

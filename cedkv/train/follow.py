@@ -8,18 +8,15 @@ from typing import Self, TypeVar
 
 from cedkv.core.errors import UserError
 from cedkv.core.team import Team
-from cedkv.tracking.signals import SignalGuard
+from cedkv.tracking.signals import Interruptible
 
 T = TypeVar("T")
 
 
-class Follower:
+class Follower(Interruptible):
     """Stands where the first process has its run: takes what is logged, keeps nothing, and holds signals back like it."""
 
     run_id = ""
-
-    def __init__(self) -> None:
-        self._guard = SignalGuard()
 
     def __enter__(self) -> Self:
         self._guard.install()
@@ -34,19 +31,6 @@ class Follower:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """The first process logs them."""
-
-    def hold_signals(self) -> None:
-        """As `RunWriter.hold_signals`."""
-        self._guard.hold("finishing the step")
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal waits."""
-        return self._guard.waiting
-
-    def release_signals(self) -> None:
-        """As `RunWriter.release_signals`."""
-        self._guard.release()
 
 
 def together(team: Team, action: Callable[[], T]) -> T:

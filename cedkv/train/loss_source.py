@@ -121,7 +121,7 @@ class Proxies:
         kl, nll = (
             on_losses(
                 experiment.model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=self._rows
-            ).cpu()
+            ).values.cpu()
             for kind in ("kl", "answer_nll")
         )
         on = self.sample.values(states).cpu()

@@ -71,11 +71,10 @@ def on_loss(
     rows: int | None = None,
 ) -> tuple[Tensor, float]:
     """The mean of `on_losses`, differentiable, and the attention mass on the slots."""
-    found = _on(model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=rows)
+    found = on_losses(model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=rows)
     return found.total, found.slot_mass
 
 
-@torch.no_grad()
 def on_losses(
     model: CausalLM,
     bank: MemoryBank,
@@ -86,8 +85,8 @@ def on_losses(
     teacher: Sequence[Tensor],
     kind: OnKind,
     rows: int | None = None,
-) -> Tensor:
-    """KL(teacher || student) of every ON prompt, or its answer's NLL, the mean over its answer tokens: [B].
+) -> Weighed:
+    """KL(teacher || student) of every ON prompt, or its answer's NLL, the mean over its answer tokens; and their mean.
 
     Args:
         batch: the prompts with their answers.
@@ -95,20 +94,6 @@ def on_losses(
         teacher: per prompt the teacher's log-probabilities [A, V].
         rows: prompts of one pass, all by default.
     """
-    return _on(model, bank, k, batch, prompts, teacher=teacher, kind=kind, rows=rows).values
-
-
-def _on(
-    model: CausalLM,
-    bank: MemoryBank,
-    k: int,
-    batch: Sequence[EncodedOn],
-    prompts: Part,
-    *,
-    teacher: Sequence[Tensor],
-    kind: OnKind,
-    rows: int | None,
-) -> Weighed:
     documents = torch.tensor([row.document for row in batch], device=model.device)
     lengths = torch.tensor([len(row.answer) for row in batch], device=model.device)
 

@@ -75,7 +75,7 @@ def test_a_store_that_is_away_is_tried_until_it_is_back_and_the_loop_does_not_wa
         for number in range(3000):
             outbox.put(metrics(number))
         assert time.monotonic() - begun < 2
-        assert journal.on_disk
+        outbox.secure()
         time.sleep(0.1)
         back.set()
         outbox.close(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from cedkv.tracking.backend import TrackingError
 from cedkv.tracking.journal import Journal
 from cedkv.tracking.reader import metric_history, read_run
 from cedkv.tracking.reopen import Resumed
-from cedkv.tracking.spool import DIED, spool_of, sync
+from cedkv.tracking.spool import DIED, replay, spool_of, sync
 from cedkv.tracking.store import open_client
 from cedkv.tracking.writer import RunWriter
 
@@ -100,15 +101,82 @@ def test_a_run_that_the_store_does_not_have_is_named_and_kept(store_uri: str, ca
     with Journal(spool_of("0" * 32, store_uri)) as journal:
         journal.append({"kind": "tags", "tags": {"a": "b"}})
     assert main(["sync", "--tracking-uri", store_uri]) == 1
-    assert "is not in this store; remove " in capsys.readouterr().out
+    assert "is refused by this store (Run with id=" in capsys.readouterr().out
     assert spool_of("0" * 32, store_uri).is_dir()
     assert read_run(run.run_id, store_uri).status == "FINISHED"
 
 
-def test_a_folder_that_is_no_journal_is_an_error_in_one_line(store_uri: str, tmp_path: Path, capsys) -> None:
-    (spool_of("0" * 32, store_uri).parent / "not a run").mkdir(parents=True)
-    assert main(["sync", "--tracking-uri", store_uri]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_one_journal_that_is_refused_and_a_folder_that_is_none_do_not_stop_the_others(
+    died: str, store_uri: str, capsys
+) -> None:
+    with RunWriter(store_uri, "deleted") as run:
+        pass
+    open_client(store_uri).delete_run(run.run_id)
+    for run_id in (
+        run.run_id,
+        "0" * 32,
+    ):  # in the order of their names they stand before and behind the other one
+        with Journal(spool_of(run_id, store_uri)) as journal:
+            journal.append({"kind": "tags", "tags": {"a": "b"}})
+    (spool_of("0" * 32, store_uri).parent / "not a run").mkdir()
+    assert main(["sync", "--tracking-uri", store_uri]) == 1
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == {died, run.run_id, "0" * 32}
+    assert "records sent" in lines[died]
+    assert "is refused by this store" in lines[run.run_id]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../../precious/1.txt",
+        "{root}/precious/1.txt",
+        "files/../../../precious/1.txt",
+        "files/1/..",
+        "files/x/a",
+    ],
+)
+def test_a_journal_names_files_of_its_own_only(store_uri: str, tmp_path: Path, file: str, capsys) -> None:
+    """What a record names is sent and then removed: a damaged one must not reach anything else."""
+    precious = tmp_path / "mlruns" / "precious" / "1.txt"
+    with RunWriter(store_uri, "one") as run:
+        pass
+    precious.parent.mkdir()
+    precious.write_text("keep")
+    before = sorted(tmp_path.rglob("*"))
+    file = file.format(root=tmp_path / "mlruns")
+    with Journal(spool_of(run.run_id, store_uri)) as journal:
+        journal._write(json.dumps({"kind": "file", "path": "x.txt", "file": file}).encode() + b"\n")
+    assert main(["sync", "--tracking-uri", store_uri]) == 0
+    assert "0 records sent; the run is FINISHED; 1 lines were damaged and are lost" in capsys.readouterr().out
+    assert precious.read_text() == "keep"
+    assert {path for path in before if path.suffix in {".txt", ".db"}} <= set(tmp_path.rglob("*"))
+    assert not open_client(store_uri).list_artifacts(run.run_id, "x.txt")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "metrics"},
+        {"kind": "metrics", "points": [["x", 1.0, 1]]},
+        {"kind": "metrics", "points": [["x", 1.0, 1, 1 << 70]]},
+        {"kind": "metrics", "points": [[None, 1.0, 1, 1]]},
+        {"kind": "tags", "tags": {"a": 1}},
+        {"kind": "end", "status": "FINISHED"},
+        {"kind": "file", "path": 1, "file": "files/1/a"},
+        {"kind": "nonsense"},
+        {},
+        [],
+    ],
+)
+def test_a_line_that_is_no_record_is_counted_and_passed_over(tmp_path: Path, record: object) -> None:
+    sent = []
+    with Journal(tmp_path) as journal:
+        journal.append({"kind": "tags", "tags": {"a": "b"}})
+        journal._write(json.dumps(record).encode() + b"\n")
+        journal.append({"kind": "tags", "tags": {"c": "d"}})
+        assert replay(journal, sent.extend) == (2, 1)
+    assert [found["kind"] for found in sent] == ["tags", "damaged", "tags"]
 
 
 def test_a_run_that_had_ended_is_judged_once_its_log_is_whole(store_uri: str, capsys) -> None:
