@@ -87,7 +87,11 @@ PROXY_RECALL: Final = (
 DUAL_STD: Final = "dual/lambda_std"  # of lambda_off over the last third of the updates
 DUAL_PEAK_TO_PEAK: Final = "dual/lambda_peak_to_peak"
 DUAL_SETTLING_TICK: Final = "dual/settling_tick"  # from which update on lambda_off stays near its last value
+DUAL_SETTLING_SHARE: Final = "dual/settling_share"  # that update, as a share of all of them
 DUAL_VIOLATION: Final = "dual/violation"  # nats · steps, p99_raw over its limit
+DUAL_TRACKING: Final = (
+    "dual/tracking"  # mean move of lambda_off per update towards what p99_raw asks; 0: dead
+)
 NULL_INJECTION_MAX_KL: Final = "null_injection_max_kl"  # nats
 TEACHER_CACHE_MAX_KL: Final = "teacher_cache_max_kl"  # nats
 SHORTCUT_MAX_KL: Final = (
@@ -109,6 +113,13 @@ REL_KL_TO_TEACHER: Final = "rel_kl_to_teacher"  # mean KL(teacher || student) / 
 GATE_A_PASSED: Final = "gate/a"  # 1 or 0
 GATE_B_PASSED: Final = "gate/b"
 GATE_MARGIN_PREFIX: Final = "gate_margin/"  # + metric; in its unit, positive on the passing side
+
+# ------------------------------------------------------------------- metrics of a study of settings, and of its trials
+TUNE_OBJECTIVE: Final = "tune/objective"  # on a trial's runs; on the study's run at the trial's number
+TUNE_BEST: Final = "tune/best_objective"  # on the study's run: the best feasible one so far
+TUNE_BROKEN_PREFIX: Final = (
+    "tune/broken/"  # + metric, on a trial's runs; relative to the limit, 0 or less where it is kept
+)
 
 # ------------------------------------------------------------------------------------------------------ tags
 TAG_SCHEMA: Final = "cedkv.schema"
@@ -148,6 +159,12 @@ TAG_HASH_STRESS: Final = "cedkv.hash.stress"
 TAG_HASH_SEALED: Final = "cedkv.hash.sealed"
 TAG_REPRODUCES: Final = "cedkv.reproduces"  # run id of the run that this one repeats
 TAG_EXPLORE_DEFAULT: Final = "phase3_explore"  # the configured name is phase3.milestone.explore.flag
+
+# What a study of settings puts on its own run and on those of its trials (children of it in MLflow's pages).
+TAG_PARENT: Final = "mlflow.parentRunId"
+TAG_STUDY: Final = "cedkv.study"  # the study's name; the study's own run has it and no TAG_TRIAL
+TAG_SCALE: Final = "cedkv.scale"  # of a study that goes on at larger scales: which one, from 1
+TAG_TRIAL: Final = "cedkv.trial"  # the trial's number within its scale; `baseline` for the Phase 2 runs
 
 # What a verdict writes back. No verdict reads these.
 TAG_VERDICT: Final = "cedkv.verdict"
@@ -194,6 +211,10 @@ REPORT_HTML: Final = "report/report.html"  # the pages of dashboards/, for this 
 GATE_REPORT_JSON: Final = "gate_report.json"
 GATE_REPORT_MARKDOWN: Final = "gate_report.md"
 CERTIFICATE: Final = "certification/certificate.json"
+TUNE_TRIALS: Final = "tune/trials.jsonl"  # of a study's own run: every trial with its keys, score and runs
+TUNE_IMPORTANCE: Final = "tune/importance.json"  # share of each key in what makes trials good
+TUNE_SPEC: Final = "tune/spec.yaml"  # what is searched, minimised and kept
+TUNE_BEST_CONFIG: Final = "tune/best.yaml"  # the best configuration, ready to run
 
 
 def atom_mass(atom_type: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, look, repeat
+from cedkv.cli import bench, commands, judge, look, repeat, tune
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -47,6 +47,7 @@ def _build() -> argparse.ArgumentParser:
     _warnings(command("warnings", "list what the rules of the pages say about runs", look.warnings))
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
+    _tune(command("tune", "search settings: a study of trials, each a run of the log", tune.tune))
     _store(
         command(
             "sync",
@@ -186,6 +187,46 @@ def _warnings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", metavar="TEXT", help="what was found, what is done about it")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the list")
     _page_folder(parser)
+    _store(parser)
+
+
+def _tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", required=True, help="what the study starts from")
+    parser.add_argument(
+        "--space", metavar="FILE", required=True, help="what it searches, e.g. configs/tune/dual.yaml"
+    )
+    parser.add_argument("--trials", metavar="N", type=_count, default=40, help="of all workers (%(default)s)")
+    parser.add_argument("--minutes", metavar="M", type=float, help="begin no trial of the search after these")
+    parser.add_argument(
+        "--patience", metavar="N", type=_count, help="end after N trials without a better one"
+    )
+    parser.add_argument(
+        "--then",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="run the best ones at this configuration, too; again for a larger one",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="K",
+        type=_count,
+        default=3,
+        help="how many go on to the first --then, half as many to each further one (%(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=_count, default=3, help="fresh seeds at every --then (%(default)s)"
+    )
+    parser.add_argument("--study", metavar="NAME", help="its name; workers that give the same one share it")
+    parser.add_argument("--storage", metavar="URI", help="where workers meet; default: tune.db under mlruns/")
+    parser.add_argument("--out", metavar="FILE", help="the best configuration; default: in build/tune/")
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}-tune")
+    parser.add_argument(
+        "--phase3-strict-hf", action="store_true", help="refuse every number that is no HF forward"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one key"
+    )
     _store(parser)
 
 

@@ -52,7 +52,7 @@ def load(
     file = Path(path)
     raw = yaml12.read(file)
     for override in overrides:
-        _set(raw, override)
+        set_key(raw, override)
     notes: list[str] = []
     problems = _deprecated(raw, notes)
     _fill(raw, file.resolve().parent)
@@ -108,7 +108,7 @@ def _validated(raw: dict[str, Any], origin: str, problems: list[Problem], notes:
     return config
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def set_key(raw: dict[str, Any], override: str) -> None:
     """Apply one ``key.path=value``, its value read like a value in a file."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")

@@ -1,4 +1,4 @@
-"""The one error type for a user's mistake."""
+"""The error types that are no crash: a user's mistake, and a run that is ended on purpose."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with status 2, never with a traceback.
     """
+
+
+class StoppedError(Exception):
+    """A run is ended before its time, on purpose. It ends KILLED, and the message is its reason."""

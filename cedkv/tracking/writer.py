@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from cedkv import ledger
-from cedkv.core.errors import UserError
+from cedkv.core.errors import StoppedError, UserError
 from cedkv.tracking import sqlite
 from cedkv.tracking.backend import MlflowClient, MlflowException, Param, TrackingError, store_errors
 from cedkv.tracking.delivery import METRICS_PER_REQUEST, Delivery
@@ -61,7 +61,7 @@ class RunWriter(Interruptible):
     ``TrackingError`` with the number of records that are missing. Where it is away at the end, the block waits
     ``close_timeout_s``, then raises, and the journal stays for `cedkv sync`: nothing is lost.
 
-    The run ends FINISHED after a clean exit (also ``sys.exit(0)``), KILLED after Ctrl-C, SIGTERM or SIGHUP, and
+    The run ends FINISHED after a clean exit (also ``sys.exit(0)``), KILLED after Ctrl-C, SIGTERM, SIGHUP or `StoppedError`, and
     FAILED after any other exception, ``sys.exit(n)`` or records that the store did not take; tag ``cedkv.error``
     says why. Only a process that dies without running Python (SIGKILL, power) leaves it RUNNING, which no gate passes; `cedkv
     sync` sends what it had logged and marks it FAILED.
@@ -193,8 +193,8 @@ class RunWriter(Interruptible):
             self.experiment_id, self.run_id = run.info.experiment_id, run.info.run_id
             self.name, self.start_time_ms = run.info.run_name, run.info.start_time
             return
-        self.experiment_id = _experiment_id(self._client, self.experiment, self.uri)
-        run = self._client.create_run(self.experiment_id, tags=_origin() | self._tags, run_name=self.name)
+        self.experiment_id = experiment_id_of(self._client, self.experiment, self.uri)
+        run = self._client.create_run(self.experiment_id, tags=origin() | self._tags, run_name=self.name)
         self.run_id, self.name = run.info.run_id, run.info.run_name
         self.start_time_ms = run.info.start_time
         try:
@@ -316,7 +316,7 @@ def _outcome(error: BaseException | None) -> tuple[str, str]:
     """The terminal status of a run whose block ended with ``error``, and the reason; empty when all is well."""
     if error is None:
         return FINISHED, ""
-    if isinstance(error, Terminated):
+    if isinstance(error, Terminated | StoppedError):
         return KILLED, str(error)
     if isinstance(error, KeyboardInterrupt):
         return KILLED, "interrupted from the keyboard"
@@ -325,7 +325,7 @@ def _outcome(error: BaseException | None) -> tuple[str, str]:
     return FAILED, f"{type(error).__name__}: {error}"
 
 
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+def experiment_id_of(client: MlflowClient, name: str, uri: str) -> str:
     """The id of the experiment ``name``, created when it is missing; another process may be doing the same."""
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -348,7 +348,7 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     return found.experiment_id
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
     """What the MLflow UI shows as a run's user and source."""
     try:
         user = getpass.getuser()

@@ -78,6 +78,13 @@ def join(env: Mapping[str, str]) -> Team:
     return Launched(torch.device("cuda", torch.cuda.current_device()) if on_gpus else torch.device("cpu"))
 
 
+def stand_alone(env: Mapping[str, str]) -> None:
+    """Be no part of a team: a process of a launch that works for itself, on a GPU of its own where there are some."""
+    here = env.get("LOCAL_RANK", "0")
+    if here.isdecimal() and torch.cuda.is_available() and not kept_to_cpu(env):
+        torch.cuda.set_device(int(here) % torch.cuda.device_count())
+
+
 def leave() -> None:
     """Part from the other processes, after a run that ended well."""
     if dist.is_initialized():

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from cedkv import ledger
-from cedkv.config.phase3 import Dual
 from cedkv.core import stats
-from cedkv.core.dual import DualRule, DualState, cancelling_gain
-from cedkv.core.oscillation import oscillation
+from cedkv.core.dual import DualState
 from cedkv.core.schedule import topk_at
 from cedkv.core.warn import ConstraintWarn, WarnState
 from cedkv.evaluate import StressResult, stress
@@ -25,6 +23,7 @@ from cedkv.injection.trunk import Part
 from cedkv.memory.bank import MemoryBank
 from cedkv.train.clock import Clock
 from cedkv.train.delimiter_watch import DelimiterWatch
+from cedkv.train.dual import rule_of
 from cedkv.train.experiment import Experiment
 from cedkv.train.finite import FiniteWatch
 from cedkv.train.hard_pool import HardPool, mine
@@ -34,6 +33,7 @@ from cedkv.train.outcome import Outcome, Traces
 from cedkv.train.proxy import Scale
 from cedkv.train.step import Terms, Weights, loss_terms
 from cedkv.train.system import SystemMetrics
+from cedkv.train.trial import Watch, ignore
 
 
 class Log(Protocol):
@@ -51,9 +51,15 @@ class Trainer:
     """Phase 3 on a prepared experiment; `run` is the whole of it. Phase 2 takes its prompts and its clock only."""
 
     def __init__(
-        self, experiment: Experiment, log: Log, *, warn: Callable[[str], None], clock: Clock | None = None
+        self,
+        experiment: Experiment,
+        log: Log,
+        *,
+        warn: Callable[[str], None],
+        clock: Clock | None = None,
+        watch: Watch = ignore,
     ) -> None:
-        self.experiment, self.log, self.warn = experiment, log, warn
+        self.experiment, self.log, self.warn, self.watch = experiment, log, warn, watch
         self.team = experiment.team
         self.phase3 = experiment.config.phase3
         self.model, self.bank = experiment.model, experiment.bank
@@ -261,6 +267,7 @@ class Trainer:
             step,
         )
         self.ticks += 1
+        self.watch(step, p99, on_loss)
         return None if stopped else result
 
     def _move_lambda(self, step: int, p99: float) -> None:
@@ -345,22 +352,6 @@ class Trainer:
         as_it_is = last if kept is None or kept.step == step else None
         return Outcome(step, k, as_it_is or self.measured(k), kept)
 
-    def dual_metrics(self) -> dict[str, float]:
-        """How λ_off moved, over the whole run."""
-        rows = self.traces.dual
-        found = oscillation(
-            [row["lambda_off"] for row in rows],
-            [row["p99_raw"] for row in rows],
-            threshold=self.rule.threshold,
-            update_every=self.rule.update_every,
-        )
-        return {
-            ledger.DUAL_STD: found.std,
-            ledger.DUAL_PEAK_TO_PEAK: found.peak_to_peak,
-            ledger.DUAL_SETTLING_TICK: found.settling_tick,
-            ledger.DUAL_VIOLATION: found.violation,
-        }
-
     def measured(self, k: int) -> StressResult:
         """The fixed stress set under the memory as it is, `k` candidates a slot."""
         with self.clock.part("tick"):
@@ -371,22 +362,6 @@ class Trainer:
 def _measured(found: dict[str, float | None]) -> dict[str, float]:
     """Those that were measured."""
     return {name: value for name, value in found.items() if value is not None}
-
-
-def rule_of(dual: Dual, threshold: float) -> DualRule:
-    """How λ_off moves by these settings, for a threshold in nats."""
-    damping = cancelling_gain(dual.eta, dual.ema_beta) if dual.gain_p is None else dual.gain_p
-    return DualRule(
-        eta=dual.eta,
-        ema_beta=dual.ema_beta,
-        update_every=dual.update_every,
-        lambda_min=dual.lambda_min,
-        lambda_max=dual.lambda_max,
-        delta_clip=dual.delta_clip,
-        threshold=threshold,
-        gain_p=damping if dual.controller == "pi" else 0.0,
-        setpoint_margin=dual.setpoint_margin,
-    )
 
 
 def _groups(bank: MemoryBank, lr: float, gate_lr: float) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cedkv import ledger
 from cedkv.config import Config, config_hash, dump_yaml
 from cedkv.core.losses import kl_divergence
+from cedkv.core.team import ALONE
 from cedkv.data.batching import every_nth, pad_left
 from cedkv.data.records import hashes
 from cedkv.evaluate import SlotMass, next_log_probs
@@ -34,6 +35,7 @@ from cedkv.tracking.webhook import VARIABLE, Webhook
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.clock import Clock, RunLog, TimedLog
 from cedkv.train.desk import attach_page
+from cedkv.train.dual import dual_metrics
 from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.follow import Follower, by_first
 from cedkv.train.launch import join
@@ -43,6 +45,7 @@ from cedkv.train.outcome import Outcome
 from cedkv.train.publish import publish
 from cedkv.train.resume import Resumption, Saver, check_room, facts_of, opened
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
+from cedkv.train.trial import Trial, ignore
 
 OFF_PROMPTS_PER_SLOT = 32
 """OFF training prompts for every slot of all documents, under which a run says that its gates know too little."""
@@ -58,6 +61,7 @@ def run_training(
     progress: bool = True,
     reproduces: str | None = None,
     resumed: Resumption | None = None,
+    trial: Trial | None = None,
 ) -> str:
     """Run Phase 2 (the baseline: anchors assembled and evaluated) or Phase 3 (training), and log all of it.
 
@@ -67,6 +71,7 @@ def run_training(
         reproduces: id of the run that this one repeats; noted in its tags.
         progress: show where it stands on the error stream.
         resumed: go on with an interrupted run; `config` is its own. The caller holds its checkpoints open.
+        trial: the run is one of a study, trained by this process alone. It is not saved: a trial that is interrupted is run anew.
 
     Returns:
         The id of the run; empty in processes of a launch that are not the first.
@@ -76,7 +81,7 @@ def run_training(
     """
     clock = Clock()
     with clock.part("load"):
-        team = join(os.environ)
+        team = join(os.environ) if trial is None else ALONE
         progress = progress and team.first
         uri = resolve_uri(config.tracking.uri, os.environ, project_root(Path.cwd()))
         by_first(team, partial(_check_places, uri))
@@ -84,7 +89,7 @@ def run_training(
     keep_freed_memory()
     torch.manual_seed(config.phase3.train.seed)
     _say(progress, f"phase {phase}: loading, encoding, asking the teacher ...")
-    experiment = prepare(config, phase, clock, team)
+    experiment = (prepare if trial is None else trial.prepare)(config, phase, clock, team)
     _say_detours(experiment, progress)
     with clock.part("load"):
         tags = tags_of(experiment, phase, explore=explore)
@@ -95,6 +100,8 @@ def run_training(
     if resumed is not None:
         resumed.check(tags)
         tags |= resumed.tags
+    if trial is not None:
+        tags |= trial.tags
     called = config.tracking.run_name or run_name(config, phase, reproduces)
     parameters = config.model_dump(mode="json", exclude={"base_dir"})
     # Opening and closing the run is time for the log; between them whatever is not another part is `finish`.
@@ -113,7 +120,9 @@ def run_training(
         ) as run,
         clock.part("finish"),
     ):
-        checkpoints = locked.enter_context(opened(run.run_id, uri, resumed))
+        if trial is not None:
+            trial.opened(run.run_id)
+        checkpoints = None if trial else locked.enter_context(opened(run.run_id, uri, resumed))
         log = TimedLog(run, clock)
         if explore:
             with clock.part("log"):
@@ -121,12 +130,16 @@ def run_training(
         _log_inputs(log, config, experiment)
         with clock.part("log"):
             _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
-        trainer = Trainer(experiment, log, warn=partial(_tell, hook, run.run_id, called), clock=clock)
+        warn, watch = partial(_tell, hook, run.run_id, called), ignore if trial is None else trial.watch
+        trainer = Trainer(experiment, log, warn=warn, clock=clock, watch=watch)
         saver = Saver(run, checkpoints, trainer, facts_of(config, team.size, tags), resumed)
         _train_and_log(run, log, saver, phase, progress)
-    checkpoints.clear()
+    if checkpoints is not None:
+        checkpoints.clear()
     with clock.part("finish"):
-        _publish(run.run_id, uri, config, progress)
+        publish(run.run_id, uri)
+        if trial is None:
+            _show(run.run_id, uri, config, progress)
     _say(progress, clock.split())
     return run.run_id
 
@@ -158,7 +171,9 @@ def _train_and_log(run: RunWriter, log: TimedLog, saver: Saver, phase: int, prog
         if (step := trainer.source.left_at) is not None:
             run.set_tags({ledger.TAG_SOURCE_LOSS: f"auto, hf from step {step}"})
         if phase != 2:
-            log.log_metrics(trainer.dual_metrics(), outcome.step)
+            log.log_metrics(
+                dual_metrics(trainer.traces.dual, trainer.rule, trainer.phase3.loss.lambda_off), outcome.step
+            )
         _log_result(log, experiment, outcome)
     finally:
         if trainer.delimiters.first_step is not None:
@@ -169,9 +184,8 @@ def _train_and_log(run: RunWriter, log: TimedLog, saver: Saver, phase: int, prog
     log.log_metrics(trainer.clock.metrics(), outcome.step)
 
 
-def _publish(run_id: str, uri: str, config: Config, progress: bool) -> None:
-    """The verdict, and then what only people read: wanting one of these, no run fails."""
-    publish(run_id, uri)
+def _show(run_id: str, uri: str, config: Config, progress: bool) -> None:
+    """What only people read: wanting one of these, no run fails."""
     _warn(attach_page(run_id, uri), progress)
     _warn(enter_model(run_id, uri, config), progress)
 
