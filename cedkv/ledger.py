@@ -117,6 +117,9 @@ GATE_MARGIN_PREFIX: Final = "gate_margin/"  # + metric; in its unit, positive on
 # ------------------------------------------------------------------- metrics of a study of settings, and of its trials
 TUNE_OBJECTIVE: Final = "tune/objective"  # on a trial's runs; on the study's run at the trial's number
 TUNE_BEST: Final = "tune/best_objective"  # on the study's run: the best feasible one so far
+TUNE_IMPORTANCE_PREFIX: Final = (
+    "tune/importance/"  # + key, on the study's run: its share in what makes trials good
+)
 TUNE_BROKEN_PREFIX: Final = (
     "tune/broken/"  # + metric, on a trial's runs; relative to the limit, 0 or less where it is kept
 )
@@ -211,8 +214,10 @@ REPORT_HTML: Final = "report/report.html"  # the pages of dashboards/, for this 
 GATE_REPORT_JSON: Final = "gate_report.json"
 GATE_REPORT_MARKDOWN: Final = "gate_report.md"
 CERTIFICATE: Final = "certification/certificate.json"
-TUNE_TRIALS: Final = "tune/trials.jsonl"  # of a study's own run: every trial with its keys, score and runs
-TUNE_IMPORTANCE: Final = "tune/importance.json"  # share of each key in what makes trials good
+TUNE_TRIALS: Final = (
+    "tune/trials.jsonl"  # of a study's own run: every trial of the search with its keys, score and runs
+)
+TUNE_CONFIRMED: Final = "tune/confirmed.jsonl"  # the best ones at the larger scales, in the same way
 TUNE_SPEC: Final = "tune/spec.yaml"  # what is searched, minimised and kept
 TUNE_BEST_CONFIG: Final = "tune/best.yaml"  # the best configuration, ready to run
 

@@ -90,6 +90,8 @@ def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord
     if arguments.all:
         shared: Surroundings | None = None
         for record in read_runs(experiment, uri, view_all=False):
+            if record.is_study:
+                continue
             shared = shared or surroundings(record.experiment_id, uri, remember=remember)
             yield record, shared
         if shared is None:

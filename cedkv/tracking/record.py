@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cedkv import ledger
+
 Tag = tuple[str, str]
 """Name and value of a run's tag."""
 
@@ -103,3 +105,8 @@ class RunRecord:
     on_table: tuple[OnRow, ...] | None = None
     certificate: Mapping[str, Any] | None = None
     problems: tuple[str, ...] = ()
+
+    @property
+    def is_study(self) -> bool:
+        """Whether this is the run of a study (`cedkv tune`), which holds trials and trains nothing itself."""
+        return ledger.TAG_STUDY in self.tags and ledger.TAG_TRIAL not in self.tags

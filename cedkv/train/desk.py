@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from cedkv.release.milestone import find_baseline
 from cedkv.release.verdict import verdict_on
 from cedkv.report.dashboard.alerts import Alert, acknowledgement, alerts_of, rules_of
 from cedkv.report.dashboard.spec import Page, find_pages, read_pages
-from cedkv.report.dashboard.view import RunView, View
+from cedkv.report.dashboard.view import Rows, RunView, View
 from cedkv.tracking.attach import attach, write_back
 from cedkv.tracking.feed import Feed
 from cedkv.tracking.reader import find_run, list_runs, read_experiment, read_rows, read_run
@@ -49,6 +50,8 @@ def report_page(run_ids: Sequence[str], uri: str, pages: Sequence[Page]) -> str:
             f"run {missing[0]} is deleted or not in experiment {experiment!r} as run {run_ids[0]} is; a report shows runs of "
             "one experiment: leave it out"
         )
+    about = "studies" if view.runs[0].record.is_study else "runs"
+    pages = [page for page in pages if page.of == about]
     return to_html(pages, view, f"{experiment}: {', '.join(run.record.name for run in view.runs)}")
 
 
@@ -102,6 +105,7 @@ class Desk:
             listed,
             baseline=lambda run: self._baseline(run, listed),
             alerts=self.alerts,
+            also=lambda run_ids: self.view(run_ids, listed).runs,
         )
 
     def alerts(self, run: RunView) -> list[Alert]:
@@ -134,10 +138,16 @@ class Desk:
         return RunView(
             record,
             self._feed.histories.get(listed.run_id, {}),
-            rows=lambda path: self._remembered(
-                ("rows", path, *state), lambda: read_rows(listed.run_id, path, self.uri)
-            ),
+            rows=partial(self._rows, listed),
             verdict=lambda: self._remembered(("verdict", around, *state), lambda: self._verdict(record)),
+        )
+
+    def _rows(self, run: RunRecord, path: str) -> Rows | None:
+        """An artifact; one of a run that goes on may change."""
+        if run.status not in ENDED:
+            return read_rows(run.run_id, path, self.uri)
+        return self._remembered(
+            ("rows", path, run.run_id, run.status), lambda: read_rows(run.run_id, path, self.uri)
         )
 
     def _verdict(self, record: RunRecord) -> Verdict | None:

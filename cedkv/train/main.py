@@ -130,7 +130,8 @@ def run_training(
         _log_inputs(log, config, experiment)
         with clock.part("log"):
             _warn(note_data(run.run_id, uri, config, experiment.corpus), progress)
-        warn, watch = partial(_tell, hook, run.run_id, called), ignore if trial is None else trial.watch
+        warn = trial.warn if trial else partial(_tell, hook, run.run_id, called)
+        watch = trial.watch if trial else ignore
         trainer = Trainer(experiment, log, warn=warn, clock=clock, watch=watch)
         saver = Saver(run, checkpoints, trainer, facts_of(config, team.size, tags), resumed)
         _train_and_log(run, log, saver, phase, progress)

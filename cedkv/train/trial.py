@@ -29,9 +29,11 @@ class Trial:
         prepare: makes its experiment, as `experiment.prepare` does.
         opened: told the run's id as soon as it has one.
         watch: told every eval tick; raises `StoppedError` to end the run there.
+        warn: told what a run says to whoever looks at it; all of it is in the log as well.
     """
 
     tags: Mapping[str, str]
     prepare: Callable[[Config, int, Clock, Team], Experiment]
     opened: Callable[[str], None]
     watch: Watch
+    warn: Callable[[str], None] = lambda _: None

@@ -10,10 +10,9 @@ from cedkv import ledger
 from cedkv.config import yaml12
 from cedkv.config.load import set_key
 from cedkv.config.schema import JsonlData
-from cedkv.tracking.encode import encode_json, encode_lines
 from cedkv.tuner.score import Score
 from cedkv.tuner.spec import Scalar
-from cedkv.tuner.studies import RUNS, ranked, score_of, scored
+from cedkv.tuner.studies import ENDED, OBJECTIVES, RUNS, ranked, score_of, scored
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -28,37 +27,34 @@ def as_metrics(score: Score) -> dict[str, float]:
     return {ledger.TUNE_OBJECTIVE: score.objective} | broken
 
 
-def rows(trials: Iterable[tuple[int, FrozenTrial]]) -> list[dict[str, Any]]:
-    """A row for every trial, of the scale that stands before it."""
-    return [_row(scale, trial) for scale, trial in trials]
+def rows(trials: Iterable[FrozenTrial], scale: str) -> list[dict[str, Any]]:
+    """A row for every trial of one scale, flat: who, how it ended, what it was worth, what it was run with."""
+    listed = list(trials)
+    ranks = {trial.number: rank for rank, (trial, _) in enumerate(ranked(listed), start=1)}
+    return [{"scale": scale, **_row(trial, ranks.get(trial.number))} for trial in listed]
 
 
-def _row(scale: int, trial: FrozenTrial) -> dict[str, Any]:
+def _row(trial: FrozenTrial, rank: int | None) -> dict[str, Any]:
     score = score_of(trial)
-    worth = {"objective": None, "broken": {}, "metrics": {}} if score is None else scored(score)
+    worth = None if score is None else scored(score)
     return {
-        "scale": scale,
         "trial": trial.number,
-        "state": trial.state.name.lower(),
-        "feasible": score is not None and score.feasible,
-        **worth,
-        "params": trial.params,
-        "runs": trial.user_attrs.get(RUNS, []),
-        "objectives": trial.user_attrs.get("objectives", []),
-        "ended": trial.user_attrs.get("ended", ""),
+        "rank": rank,
+        "outcome": trial.state.name.lower() if score is None else _outcome(score),
+        "objective": None if worth is None else worth["objective"],
+        "excess": None if score is None else score.excess,
+        **({} if worth is None else worth["metrics"]),
+        **trial.params,
+        "seeds": len(trial.user_attrs.get(OBJECTIVES, [])),
         "seconds": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
+        "ended": trial.user_attrs.get(ENDED, ""),
+        "runs": trial.user_attrs.get(RUNS, []),
     }
 
 
-def files(
-    trials: Iterable[tuple[int, FrozenTrial]], importance: Mapping[str, float] | None
-) -> dict[str, str]:
-    """What the study's run holds: the rows, and the importance of each key where it is known."""
-    found = {ledger.TUNE_TRIALS: encode_lines(rows(trials))[0]}
-    if importance:
-        listed = [{"key": key, "importance": share} for key, share in importance.items()]
-        found[ledger.TUNE_IMPORTANCE] = encode_json(listed)[0]
-    return found
+def _outcome(score: Score) -> str:
+    broken = [name for name, value in score.broken.items() if value > 0]
+    return f"breaks {', '.join(broken)}" if broken else "keeps all"
 
 
 def table(plan: Plan, trials: Sequence[FrozenTrial], most: int = 5) -> str:
@@ -68,14 +64,14 @@ def table(plan: Plan, trials: Sequence[FrozenTrial], most: int = 5) -> str:
     shown = [pair for pair in found if pair[0].params == plan.current][:1]
     shown += [pair for pair in found if pair[0].params != plan.current][:most]
     keys = list(plan.spec.space)
-    head = ["trial", *(key.rpartition(".")[2] for key in keys), "objective", *names, "seeds", "kept"]
+    head = ["trial", *(key.rpartition(".")[2] for key in keys), "objective", *names, "seeds", "constraints"]
     lines = [_line(head), _line("---" for _ in head)]
     for trial, score in shown:
         name = f"{trial.number} (current)" if trial.params == plan.current else str(trial.number)
         values = [_short(trial.params[key]) for key in keys]
         read = [_short(score.metrics.get(metric)) for metric in names]
-        kept = "yes" if score.feasible else "no: " + ", ".join(k for k, v in score.broken.items() if v > 0)
-        count = len(trial.user_attrs.get("objectives", []))
+        kept = _outcome(score)
+        count = len(trial.user_attrs.get(OBJECTIVES, []))
         lines.append(_line([name, *values, _short(score.objective), *read, str(count), kept]))
     return "\n".join(lines) + "\n"
 

@@ -31,7 +31,9 @@ FACTS: Final = "facts"
 PARENT: Final = "parent"
 SCORE: Final = "score"
 RUNS: Final = "runs"
-ENDED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+OBJECTIVES: Final = "objectives"
+ENDED: Final = "ended"
+"""What a study and its trials keep beside Optuna's own: user attributes of these names."""
 
 
 def quiet() -> None:

@@ -17,8 +17,10 @@ from cedkv.config import config_hash
 from cedkv.core.errors import StoppedError, UserError
 from cedkv.core.hashing import content_hash
 from cedkv.tracking.attach import write_back
+from cedkv.tracking.encode import encode_lines
 from cedkv.tracking.reader import list_runs, read_run
 from cedkv.tracking.study_run import end_study_run, note_study, open_study_run, trial_tags
+from cedkv.train.desk import attach_page
 from cedkv.train.finite import NonFiniteError
 from cedkv.train.loop import ConstraintViolatedError
 from cedkv.train.trial import ignore
@@ -171,7 +173,7 @@ class Worker:
                 study.tell(trial, state=TrialState.FAIL)
             raise
         except (StoppedError, NonFiniteError, ConstraintViolatedError, UserError) as ended:
-            trial.set_user_attr("ended", str(ended))
+            trial.set_user_attr(studies.ENDED, str(ended))
             trial.set_constraint("finished", 1.0)
             self.say(f"trial {trial.number}: {ended}")
             raise optuna.TrialPruned(str(ended)) from None
@@ -213,31 +215,31 @@ class Worker:
     def _note(self, study: Study, at: int) -> None:
         """The study's run as the storage has it now."""
         trials = study.get_trials(deepcopy=False)
-        files = report.files(self._all(study), studies.importance(study) if at == 0 else None)
         last = max(trials, key=lambda trial: str(trial.datetime_complete or ""))
         metrics = {}
-        if (worth := studies.score_of(last)) is not None and math.isfinite(worth.objective):
-            metrics[ledger.TUNE_OBJECTIVE] = worth.objective
-        if at == 0 and (best := studies.best_objective(trials)) is not None:
-            metrics[ledger.TUNE_BEST] = best
-        note_study(
-            study.user_attrs[studies.PARENT],
-            self.plan.scales[0].uri,
-            metrics=metrics,
-            step=last.number,
-            files=files,
-        )
+        if at == 0:
+            worth = studies.score_of(last)
+            found = {
+                ledger.TUNE_OBJECTIVE: None if worth is None else worth.objective,
+                ledger.TUNE_BEST: studies.best_objective(trials),
+            }
+            metrics = {
+                name: value for name, value in found.items() if value is not None and math.isfinite(value)
+            }
+            shares = studies.importance(study)
+            metrics |= {ledger.TUNE_IMPORTANCE_PREFIX + key: share for key, share in shares.items()}
+        uri, parent = self.plan.scales[0].uri, study.user_attrs[studies.PARENT]
+        note_study(parent, uri, metrics=metrics, step=last.number, files=self._files(at))
 
-    def _all(self, study: Study) -> list[tuple[int, Any]]:
-        """Every trial of every scale so far, with the scale's number."""
-        found = []
-        for at in range(len(self.plan.scales)):
-            name = self.plan.study_name(at)
-            known = optuna.load_study(storage=self.storage, study_name=name)
-            found += [(at + 1, trial) for trial in known.get_trials(deepcopy=False)]
-            if name == study.study_name:
-                break
-        return found
+    def _files(self, at: int) -> dict[str, str]:
+        """The rows of every scale up to this one."""
+        rows = []
+        for scale in range(at + 1):
+            study = optuna.load_study(storage=self.storage, study_name=self.plan.study_name(scale))
+            rows.append(report.rows(study.get_trials(deepcopy=False), self.plan.scales[scale].file.stem))
+        searched, confirmed = rows[0], [row for later in rows[1:] for row in later]
+        files = {ledger.TUNE_TRIALS: encode_lines(searched)[0]}
+        return files | ({ledger.TUNE_CONFIRMED: encode_lines(confirmed)[0]} if confirmed else {})
 
     def _finish(self, study: Study, parent: str, why: str) -> Found:
         best = studies.ranked(study.get_trials(deepcopy=False))
@@ -248,6 +250,8 @@ class Worker:
             text = report.best_config(self.plan, parent, best[0][0], table)
             note_study(parent, uri, metrics={}, step=0, files={ledger.TUNE_BEST_CONFIG: text})
         end_study_run(parent, uri, "FINISHED")
+        if problem := attach_page(parent, uri):
+            self.say(f"warning: {problem}")
         return Found(parent, table, text, why)
 
 
@@ -268,7 +272,7 @@ class _Configuration:
             if scores and self.at == 0 and not self._is_contender(scores):
                 break
             scores.append(self._one(seed, first=not scores))
-            self.trial.set_user_attr("objectives", [one.objective for one in scores])
+            self.trial.set_user_attr(studies.OBJECTIVES, [one.objective for one in scores])
         return together(scores)
 
     def _is_contender(self, scores: list[Score]) -> bool:
@@ -276,7 +280,7 @@ class _Configuration:
         if dict(self.changes) == dict(self.worker.plan.current):
             return True
         trials = self.study.get_trials(deepcopy=False)
-        sigma = noise([trial.user_attrs.get("objectives", []) for trial in trials])
+        sigma = noise([trial.user_attrs.get(studies.OBJECTIVES, []) for trial in trials])
         return is_contender(together(scores), studies.best_objective(trials), sigma)
 
     def _one(self, seed: int, *, first: bool) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from cedkv.report.dashboard import charts, points, tables
+from cedkv.report.dashboard import charts, points, study, tables
 from cedkv.report.dashboard.drawn import Drawn, Tile
 from cedkv.report.dashboard.spec import Number, Page, Panel
 from cedkv.report.dashboard.view import RunView, View, limit_label
@@ -19,6 +19,8 @@ PANELS: Final[dict[str, Callable[[Any, View], Drawn]]] = {
     "tail": points.tail,
     "heatmap": points.heatmap,
     "runs": points.runs,
+    "parallel": study.parallel,
+    "trials": study.trials,
     "table": tables.table,
 }
 

@@ -21,6 +21,8 @@ _PANELS = (
     spec.Tail,
     spec.Heatmap,
     spec.Runs,
+    spec.Parallel,
+    spec.Trials,
     spec.Table,
 )
 

@@ -211,6 +211,42 @@ class Runs(Panel):
     """Title of the y axis."""
 
 
+class Parallel(Panel):
+    """Rows of an artifact as lines across upright axes, a key each; the first run that has such rows."""
+
+    kind: Literal["parallel"]
+    """Parallel coordinates."""
+    rows: Name
+    """The artifact."""
+    keys: Annotated[Listed[Name], Field(min_length=1)]
+    """Keys or patterns, from left to right; a key that spans more than a factor of 50 gets a logarithmic axis."""
+    by: Name
+    """Key of the number that colours the lines."""
+
+
+class Trials(Panel):
+    """Metrics over steps of the best trials of a study and of the worst; the first run that is one."""
+
+    kind: Literal["trials"]
+    """Lines of a study's trials over training steps."""
+    rows: Name = "tune/trials.jsonl"
+    """The artifact that says which runs the trials are and how they rank."""
+    metrics: Annotated[Listed[Metric], Field(min_length=1)]
+    """Names or patterns."""
+    best: Count = 2
+    """How many of the best trials."""
+    worst: Count = 1
+    """How many of the worst ones."""
+    stairs: Listed[Metric] = ()
+    """Of the metrics, those that keep their value until the next one."""
+    limits: Listed[Limit] = ()
+    """Threshold lines."""
+    log: bool = False
+    """Logarithmic axis."""
+    unit: str = ""
+    """Title of the axis."""
+
+
 class Table(Panel):
     """Rows as a table, one for every run."""
 
@@ -235,9 +271,22 @@ class Table(Panel):
 
 
 AnyPanel = Annotated[
-    Number | Line | Area | Bar | Scatter | Tail | Heatmap | Runs | Table, Field(discriminator="kind")
+    Number | Line | Area | Bar | Scatter | Tail | Heatmap | Runs | Parallel | Trials | Table,
+    Field(discriminator="kind"),
 ]
-KINDS: Final = ("number", "line", "area", "bar", "scatter", "tail", "heatmap", "runs", "table")
+KINDS: Final = (
+    "number",
+    "line",
+    "area",
+    "bar",
+    "scatter",
+    "tail",
+    "heatmap",
+    "runs",
+    "parallel",
+    "trials",
+    "table",
+)
 
 
 class Rule(Section):
@@ -272,6 +321,8 @@ class Page(Section):
     """Pages are shown by this number, then by title."""
     about: str = ""
     """A sentence under the title."""
+    of: Literal["runs", "studies"] = "runs"
+    """What it is about: the report of a run holds the pages of runs, that of a study (`cedkv tune`) those of studies."""
     panels: Annotated[Listed[AnyPanel], Field(min_length=1)]
     """What it shows, in this order."""
     warnings: Listed[Rule] = ()

@@ -47,6 +47,7 @@ def _listed(panel: Table, run: RunView, rows: Rows) -> Grid:
     ordered = list(rows)
     if panel.sort is not None:
         ordered.sort(key=lambda row: _rank(row.get(panel.sort or "")), reverse=panel.descending)
+        ordered.sort(key=lambda row: row.get(panel.sort or "") is None)  # what has no such value comes last
     body = tuple(tuple(cell(row.get(column)) for column in columns) for row in ordered[: panel.most])
     left = len(rows) - len(body)
     return Grid(columns, body, run.label + (f", {len(body)} of {len(rows)} rows" if left else ""))

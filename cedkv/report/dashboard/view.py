@@ -75,12 +75,14 @@ class View:
         listed: every run of the experiment, without artifacts.
         baseline: finds the Phase 2 run on the same data as a run, if there is one.
         alerts: holds the warning rules of all pages against a run.
+        also: looks at further runs of the experiment, by their ids.
     """
 
     runs: Sequence[RunView]
     listed: Sequence[RunRecord]
     baseline: Callable[[RunView], RunView | None]
     alerts: Callable[[RunView], Sequence[Alert]]
+    also: Callable[[Sequence[str]], Sequence[RunView]]
 
 
 def limit_label(limit: Limit, at: float) -> str:
