@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from cedkv.cli.commands import ABORTED
 from cedkv.cli.judge import DEFAULT_EXPERIMENT
 from cedkv.core.errors import UserError
 
@@ -42,6 +43,7 @@ def tune(arguments: argparse.Namespace) -> int:
     name = arguments.study or f"{files[0].stem} {spec_file.stem}"
     out = Path(arguments.out or f"build/tune/{name.replace(' ', '-').replace('/', '-')}.yaml")
 
+    from cedkv.tracking.backend import TrackingError
     from cedkv.train.launch import stand_alone
     from cedkv.tuner import studies
     from cedkv.tuner.worker import Plan, Worker
@@ -64,7 +66,11 @@ def tune(arguments: argparse.Namespace) -> int:
         confirm_seeds=arguments.seeds,
     )
     storage = studies.open_storage(arguments.storage or f"sqlite:///{local_home(uri) / 'tune.db'}")
-    found = Worker(plan, storage, _say).work()
+    try:
+        found = Worker(plan, storage, _say).work()
+    except TrackingError as failed:
+        print(f"cedkv: error: {failed}", file=sys.stderr)
+        return ABORTED
     print(f"study {name!r}, run {found.run_id}: {found.why}\n\n{found.table}")
     if found.best is None:
         print("no configuration kept every constraint: the table shows by which the best ones fail")

@@ -22,7 +22,7 @@ def open_study_run(
     params: Mapping[str, Any],
     files: Mapping[str, str],
 ) -> str:
-    """Begin the run of a study; its id. It stays RUNNING until `end_study_run`, whichever worker dies meanwhile."""
+    """Begin the run of a study; its id. It stays RUNNING until `mark_study_run`, whichever worker dies meanwhile."""
     from cedkv.tracking.backend import Param, store_errors
 
     check_experiment(experiment)
@@ -52,14 +52,12 @@ def note_study(
     attach(run_id, uri, files)
 
 
-def end_study_run(run_id: str, uri: str, status: str, *, tags: Mapping[str, str] | None = None) -> None:
-    """Give the run of a study its last status, FINISHED or KILLED; RUNNING where a worker goes on with it."""
+def mark_study_run(run_id: str, uri: str, status: str) -> None:
+    """Give the run of a study its status: RUNNING while a worker is at it, FINISHED when its budget is spent."""
     from cedkv.tracking.backend import store_errors
 
     client = open_client(uri)
-    with store_errors(f"ending the run of the study {run_id} in {shown(uri)}"):
-        for name, value in (tags or {}).items():
-            client.set_tag(run_id, check_key(name, "tag"), clip(value, MAX_TAG))
+    with store_errors(f"marking the run of the study {run_id} in {shown(uri)}"):
         if status == "RUNNING":
             client.update_run(run_id, status)
         else:

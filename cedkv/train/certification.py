@@ -92,6 +92,11 @@ def _check_certifiable(record: RunRecord) -> None:
             f"run {record.run_id} is {record.status}, {record.lifecycle}: only the memory of a finished run that was not "
             "deleted can be certified; name another run"
         )
+    if ledger.TAG_TRIAL in record.tags:
+        raise UserError(
+            f"run {record.run_id} is a trial of study {record.tags.get(ledger.TAG_STUDY)!r}, and what was chosen among trials is never "
+            "held against the sealed set: train the best configuration anew, and certify that run"
+        )
     if not record.data_spec or not record.data_spec.get("sealed", {}).get("count"):
         raise UserError(
             f"run {record.run_id} set no prompts aside: train with phase3.eval.off_sealed.size over 0 to certify"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,14 @@ ENDED: Final = "ended"
 def quiet() -> None:
     """Optuna says less; what matters is said here."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Parts of Optuna that have been called experimental for years say so at every use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def open_storage(uri: str) -> RDBStorage:
@@ -69,13 +76,14 @@ def open_storage(uri: str) -> RDBStorage:
 
 
 def _storage(uri: str, engine: dict[str, Any]) -> RDBStorage:
-    return RDBStorage(
-        uri,
-        engine_kwargs=engine,
-        heartbeat_interval=HEARTBEAT_S,
-        grace_period=GRACE_S,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-    )
+    with _experimental():
+        return RDBStorage(
+            uri,
+            engine_kwargs=engine,
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+        )
 
 
 def join(
@@ -107,12 +115,14 @@ def join(
         n_warmup_steps=math.ceil(spec.pruning.after_share * steps),
         n_min_trials=spec.pruning.after_trials,
     )
-    sampler = optuna.samplers.TPESampler(n_startup_trials=spec.startup, multivariate=True, seed=seed)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
+        study = optuna.create_study(
+            storage=storage, study_name=name, sampler=_sampler(spec, seed), pruner=pruner
+        )
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=name, pruner=pruner)
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=spec.startup, multivariate=True)
+        study = optuna.load_study(
+            storage=storage, study_name=name, sampler=_sampler(spec, None), pruner=pruner
+        )
         _wait_until_ready(study)
     if not study.user_attrs.get(READY):
         study.set_user_attr(FACTS, dict(facts))
@@ -122,6 +132,11 @@ def join(
         study.set_user_attr(READY, True)
     _check_facts(name, study.user_attrs[FACTS], facts)
     return study
+
+
+def _sampler(spec: Spec, seed: int | None) -> optuna.samplers.BaseSampler:
+    with _experimental():
+        return optuna.samplers.TPESampler(n_startup_trials=spec.startup, multivariate=True, seed=seed)
 
 
 def _wait_until_ready(study: Study, patience_s: float = 60.0) -> None:
@@ -154,7 +169,8 @@ def suggest(trial: optuna.Trial, key: str, allowed: Range) -> Scalar:
 
 def retry(study: Study, trial: optuna.Trial) -> None:
     """Somebody else runs this trial, or this worker when it is started again."""
-    again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+    with _experimental():
+        again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
     again(study, study._storage.get_trial(trial._trial_id))  # noqa: SLF001 - as Optuna does for stale ones
 
 
@@ -248,7 +264,7 @@ def wait_for_others(study: Study, say: Callable[[str], None], every_s: float = 1
     """Return when no trial runs anywhere; False as soon as one waits to be run, because its worker died."""
     said = False
     while True:
-        with suppress(optuna.exceptions.OptunaError):
+        with _experimental():
             optuna.storages.fail_stale_trials(study)
         states = {trial.state for trial in study.get_trials(deepcopy=False)}
         if TrialState.WAITING in states:

@@ -19,7 +19,7 @@ from cedkv.core.hashing import content_hash
 from cedkv.tracking.attach import write_back
 from cedkv.tracking.encode import encode_lines
 from cedkv.tracking.reader import list_runs, read_run
-from cedkv.tracking.study_run import end_study_run, note_study, open_study_run, trial_tags
+from cedkv.tracking.study_run import mark_study_run, note_study, open_study_run, trial_tags
 from cedkv.train.desk import attach_page
 from cedkv.train.finite import NonFiniteError
 from cedkv.train.loop import ConstraintViolatedError
@@ -109,6 +109,7 @@ class Worker:
     storage: Any
     say: Say
     runner: Runner = field(init=False)
+    _going: bool = False
 
     def __post_init__(self) -> None:
         self.runner = Runner(kept=self.plan.spec.seeds)
@@ -148,16 +149,26 @@ class Worker:
         while True:
             why = budget.spent(study.get_trials(deepcopy=False))
             if not why:
+                self._go_on(study)
                 study.optimize(partial(self._trial, study, at), n_trials=1)
                 self._note(study, at)
             elif studies.wait_for_others(study, self.say) or budget.deadline is not None:
                 return why
 
+    def _go_on(self, study: Study) -> None:
+        """A study that was finished, and now has a larger budget, runs again."""
+        if not self._going:
+            self._going = True
+            mark_study_run(study.user_attrs[studies.PARENT], self.plan.scales[0].uri, "RUNNING")
+
     def _promoted(self, study: Study, keep: int) -> list[Mapping[str, Scalar]]:
-        """Keys of the best trials that keep every constraint, without the current configuration, which goes on anyway."""
+        """Keys of the best trials, without the current configuration, which goes on anyway.
+
+        Also those that break a constraint, where no others are left: at a larger scale it may be kept.
+        """
         found: list[Mapping[str, Scalar]] = []
-        for trial, worth in studies.ranked(study.get_trials(deepcopy=False)):
-            if worth.feasible and trial.params != self.plan.current and trial.params not in found:
+        for trial, _ in studies.ranked(study.get_trials(deepcopy=False)):
+            if trial.params != self.plan.current and trial.params not in found:
                 found.append(trial.params)
         return found[:keep]
 
@@ -173,6 +184,8 @@ class Worker:
                 study.tell(trial, state=TrialState.FAIL)
             raise
         except (StoppedError, NonFiniteError, ConstraintViolatedError, UserError) as ended:
+            if isinstance(ended, UserError) and changes == dict(self.plan.current):
+                raise  # what the study starts from cannot be run, so nothing can
             trial.set_user_attr(studies.ENDED, str(ended))
             trial.set_constraint("finished", 1.0)
             self.say(f"trial {trial.number}: {ended}")
@@ -249,7 +262,7 @@ class Worker:
         if best and best[0][1].feasible:
             text = report.best_config(self.plan, parent, best[0][0], table)
             note_study(parent, uri, metrics={}, step=0, files={ledger.TUNE_BEST_CONFIG: text})
-        end_study_run(parent, uri, "FINISHED")
+        mark_study_run(parent, uri, "FINISHED")
         if problem := attach_page(parent, uri):
             self.say(f"warning: {problem}")
         return Found(parent, table, text, why)

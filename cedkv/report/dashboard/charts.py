@@ -13,7 +13,7 @@ from cedkv.report import escape
 from cedkv.report.dashboard import style
 from cedkv.report.dashboard.drawn import Drawn
 from cedkv.report.dashboard.spec import Area, Bar, Line
-from cedkv.report.dashboard.view import View
+from cedkv.report.dashboard.view import View, short_key
 from cedkv.tracking.record import Series
 
 MOST_POINTS: Final = 1200
@@ -114,7 +114,7 @@ def bar(panel: Bar, view: View) -> Drawn:
             go.Bar(
                 y=labels,
                 x=[run.last(name) for run in reversed(view.runs)],
-                name=escape.markup(name.rpartition("/")[2].removeprefix("seconds_"), 60),
+                name=escape.markup(short_key(name.rpartition("/")[2]).removeprefix("seconds_"), 60),
                 orientation="h",
                 marker={
                     "color": style.colour(place),

@@ -221,7 +221,7 @@ class Parallel(Panel):
     keys: Annotated[Listed[Name], Field(min_length=1)]
     """Keys or patterns, from left to right; a key that spans more than a factor of 50 gets a logarithmic axis."""
     by: Name
-    """Key of the number that colours the lines."""
+    """Key of the number that colours the lines, dark where it is small."""
 
 
 class Trials(Panel):
@@ -255,7 +255,7 @@ class Table(Panel):
     rows: Name
     """An artifact, or `checks`, `outcome`, `runs`, `warnings`."""
     columns: Listed[Name] = ()
-    """Keys that are shown; all, if empty."""
+    """Keys or patterns that are shown; all, if empty."""
     sort: Name | None = None
     """Key to sort by."""
     descending: bool = True

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from cedkv.report import escape
 from cedkv.report.dashboard import charts, style
 from cedkv.report.dashboard.drawn import Drawn
 from cedkv.report.dashboard.spec import Line, Parallel, Trials
-from cedkv.report.dashboard.view import Rows, RunView, View
+from cedkv.report.dashboard.view import Rows, RunView, View, short_key
 from cedkv.report.traces import finite
 
 WIDE = 50.0
@@ -22,55 +23,77 @@ WIDE = 50.0
 
 
 def parallel(panel: Parallel, view: View) -> Drawn:
-    """A line for every row that has a number to be coloured by; axes of texts show them where they stand."""
+    """A line for every row that has a number to be coloured by; each axis runs from its smallest value to its largest."""
     found = _study(view, panel.rows)
     if found is None:
         return _nothing(panel, panel.rows)
-    rows = [row for row in found[1] if finite(row.get(panel.by)) is not None]
-    names = dict.fromkeys(key for row in rows for key in row)
-    keys = [key for pattern in panel.keys for key in names if fnmatchcase(key, pattern)]
-    if not rows or not keys:
-        return Drawn(panel, empty=f"No trial of {found[0].label} has ended with a score yet.")
-    made = style.figure(height=420)
-    made.add_trace(
-        go.Parcoords(
-            line={
-                "color": [finite(row[panel.by]) for row in rows],
-                "colorscale": "Cividis",
-                "reversescale": True,
-                "showscale": True,
-                "colorbar": {"title": escape.markup(panel.by, 40)},
-            },
-            dimensions=[_axis(key, [row.get(key) for row in rows]) for key in keys],
-            labelangle=-12,
-        )
+    # The best ones are drawn last, over the others.
+    rows = sorted(
+        (row for row in found[1] if finite(row.get(panel.by)) is not None),
+        key=lambda row: -(finite(row[panel.by]) or 0.0),
     )
-    made.update_layout(margin={"l": 70, "r": 30, "t": 70, "b": 24})
+    names = sorted({key for row in rows for key in row})
+    axes = [
+        _axis(key, [row.get(key) for row in rows])
+        for pattern in panel.keys
+        for key in names
+        if fnmatchcase(key, pattern)
+    ]
+    if not axes:
+        return Drawn(panel, empty=f"No trial of {found[0].label} has ended with a score yet.")
+    made = style.figure(height=440)
+    shades = sample_colorscale("Cividis", [place / max(1, len(rows) - 1) for place in range(len(rows))])
+    for place, (row, shade) in enumerate(zip(rows, reversed(shades), strict=True)):
+        made.add_trace(
+            go.Scatter(
+                x=list(range(len(axes))),
+                y=[axis.places[place] for axis in axes],
+                mode="lines+markers",
+                line={"color": shade, "width": 1.5},
+                marker={"size": 5},
+                opacity=0.9,
+                showlegend=False,
+                text=[escape.markup(f"{axis.label}: {axis.texts[place]}", 80) for axis in axes],
+                hovertemplate=f"{escape.markup(panel.by, 40)} {row[panel.by]:g}<br>%{{text}}<extra></extra>",
+            )
+        )
+    for at, axis in enumerate(axes):
+        for height, text in ((-0.06, axis.low), (1.06, axis.high)):
+            made.add_annotation(x=at, y=height, text=escape.markup(text, 30), showarrow=False)
+    labels = [escape.markup(axis.label, 40) for axis in axes]
+    made.update_xaxes(tickvals=list(range(len(axes))), ticktext=labels, gridcolor="rgba(128,128,128,0.6)")
+    made.update_yaxes(visible=False, range=[-0.12, 1.12])
     left = len(found[1]) - len(rows)
     return Drawn(panel, figure=made, about=f"Without {left} trials that have no {panel.by}." if left else "")
 
 
-def _axis(key: str, values: Sequence[Any]) -> dict[str, Any]:
-    label = escape.markup(key.rpartition(".")[2] if key.startswith("phase3.") else key, 40)
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """An upright axis: where on it (0 to 1) each row lies, what stands there, and at its ends."""
+
+    label: str
+    places: list[float | None]
+    texts: list[str]
+    low: str
+    high: str
+
+
+def _axis(key: str, values: Sequence[Any]) -> _Axis:
+    label = short_key(key)
     numbers = [finite(value) for value in values]
+    if any(number is None and value is not None for number, value in zip(numbers, values, strict=True)):
+        texts = [str(value) for value in values]
+        names = sorted(set(texts))
+        spread = max(1, len(names) - 1)
+        return _Axis(label, [names.index(text) / spread for text in texts], texts, names[0], names[-1])
     known = [number for number in numbers if number is not None]
-    if len(known) < len(values) and any(isinstance(value, str) for value in values):
-        texts = sorted({str(value) for value in values})
-        return {
-            "label": label,
-            "values": [texts.index(str(value)) for value in values],
-            "tickvals": list(range(len(texts))),
-            "ticktext": [escape.markup(text, 30) for text in texts],
-        }
-    if known and min(known) > 0 and max(known) >= WIDE * min(known):
-        powers = range(math.floor(math.log10(min(known))), math.ceil(math.log10(max(known))) + 1)
-        return {
-            "label": f"{label} (log)",
-            "values": [math.nan if number is None else math.log10(number) for number in numbers],
-            "tickvals": list(powers),
-            "ticktext": [f"{10.0**power:g}" for power in powers],
-        }
-    return {"label": label, "values": [math.nan if number is None else number for number in numbers]}
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    wide = low > 0 and high >= WIDE * low
+    scale: Callable[[float], float] = math.log if wide else float
+    span = scale(high) - scale(low) if high > low else 1.0
+    places = [None if number is None else (scale(number) - scale(low)) / span for number in numbers]
+    texts = ["" if number is None else f"{number:.4g}" for number in numbers]
+    return _Axis(f"{label} (log)" if wide else label, places, texts, f"{low:.3g}", f"{high:.3g}")
 
 
 def trials(panel: Trials, view: View) -> Drawn:

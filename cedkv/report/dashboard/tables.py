@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from cedkv.core.verdict import Check, MilestoneReport, Verdict
 from cedkv.report import escape, text
 from cedkv.report.dashboard.drawn import Cell, Drawn, Grid, cell
 from cedkv.report.dashboard.spec import BUILT_IN, Table
-from cedkv.report.dashboard.view import Rows, RunView, View
+from cedkv.report.dashboard.view import Rows, RunView, View, short_key
 from cedkv.report.tables import shown
 from cedkv.report.traces import finite
 from cedkv.tracking.record import RunRecord
@@ -43,14 +44,23 @@ def _artifact(panel: Table, view: View) -> Drawn:
 
 
 def _listed(panel: Table, run: RunView, rows: Rows) -> Grid:
-    columns = panel.columns or tuple(dict.fromkeys(key for row in rows for key in row))
+    known = dict.fromkeys(key for row in rows for key in row)
+    columns = tuple(_columns(panel.columns, known)) if panel.columns else tuple(known)
     ordered = list(rows)
     if panel.sort is not None:
         ordered.sort(key=lambda row: _rank(row.get(panel.sort or "")), reverse=panel.descending)
         ordered.sort(key=lambda row: row.get(panel.sort or "") is None)  # what has no such value comes last
     body = tuple(tuple(cell(row.get(column)) for column in columns) for row in ordered[: panel.most])
     left = len(rows) - len(body)
-    return Grid(columns, body, run.label + (f", {len(body)} of {len(rows)} rows" if left else ""))
+    header = tuple(map(short_key, columns))
+    return Grid(header, body, run.label + (f", {len(body)} of {len(rows)} rows" if left else ""))
+
+
+def _columns(wanted: Sequence[str], known: Iterable[str]) -> Iterator[str]:
+    """A name as it is, whether rows have it or not; a pattern as those of their keys that it means."""
+    names = sorted(known)
+    for name in wanted:
+        yield from fnmatch.filter(names, name) if "*" in name else [name]
 
 
 def _rank(value: Any) -> tuple[int, float, str]:

@@ -90,6 +90,11 @@ def limit_label(limit: Limit, at: float) -> str:
     return f"{limit.label or (limit.at if isinstance(limit.at, str) else 'limit')} {at:.4g}"
 
 
+def short_key(key: str) -> str:
+    """A key of the configuration without the sections it is in; any other name as it is."""
+    return key.rpartition(".")[2] if key.startswith("phase3.") else key
+
+
 _ORDER = {
     name: place
     for place, name in enumerate(
