@@ -91,7 +91,6 @@ def join(
     name: str,
     spec: Spec,
     *,
-    steps: int,
     seed: int,
     facts: Mapping[str, str],
     first: Sequence[Mapping[str, Scalar]],
@@ -100,7 +99,6 @@ def join(
     """The study of one scale. The first worker begins it; the others wait until it is begun.
 
     Args:
-        steps: optimiser steps of a trial.
         seed: of the sampler, for the worker that begins; one worker alone repeats a study exactly.
         facts: what all workers must agree on.
         first: configurations to run before any other.
@@ -112,7 +110,6 @@ def join(
     pruner = optuna.pruners.PercentilePruner(
         100.0 * spec.pruning.keep,
         n_startup_trials=spec.pruning.after_trials,
-        n_warmup_steps=math.ceil(spec.pruning.after_share * steps),
         n_min_trials=spec.pruning.after_trials,
     )
     try:

@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from cedkv import ledger
-from cedkv.config import config_hash
+from cedkv.config import Config, config_hash
 from cedkv.core.errors import StoppedError, UserError
 from cedkv.core.hashing import content_hash
 from cedkv.tracking.attach import write_back
@@ -88,13 +88,17 @@ class _Watcher:
     """Reports a run's merit at its eval ticks, and ends it where the pruner says so.
 
     The merit is what the run would be worth if it ended there: the ON loss of its memory, plus what its p99 is over the
-    limit (an exact penalty). Optuna compares the best merit so far with those of other trials at the same step.
+    limit (an exact penalty). Optuna compares the best merit so far with those of other trials at the same step, so nothing is
+    reported before a trial has had its share of steps: all of them begin with the same memory.
     """
 
     trial: optuna.Trial
     limit: float
+    first_step: float
 
     def __call__(self, step: int, p99: float, on_loss: float) -> None:
+        if step < self.first_step:
+            return
         merit = on_loss + max(0.0, p99 - self.limit) / self.limit
         self.trial.report(merit if math.isfinite(merit) else math.inf, step)
         if self.trial.should_prune():
@@ -124,14 +128,12 @@ class Worker:
         first: list[Mapping[str, Scalar]] = [plan.current]
         parent = ""
         for at, scale in enumerate(plan.scales):
-            train = scale.config({}).phase3.train
             begin = partial(self._begin, scale) if at == 0 else partial(str, parent)
             study = studies.join(
                 self.storage,
                 plan.study_name(at),
                 plan.spec,
-                steps=train.steps,
-                seed=train.seed,
+                seed=scale.config({}).phase3.train.seed,
                 facts=plan.facts(at),
                 first=first,
                 begin=begin,
@@ -288,6 +290,10 @@ class _Configuration:
             self.trial.set_user_attr(studies.OBJECTIVES, [one.objective for one in scores])
         return together(scores)
 
+    def _watcher(self, config: Config) -> _Watcher:
+        steps = self.worker.plan.spec.pruning.after_share * config.phase3.train.steps
+        return _Watcher(self.trial, config.phase3.thresholds.off_delta_p99_max, steps)
+
     def _is_contender(self, scores: list[Score]) -> bool:
         """Whether the next seed is worth it; for the current configuration always, which is how the noise becomes known."""
         if dict(self.changes) == dict(self.worker.plan.current):
@@ -302,9 +308,7 @@ class _Configuration:
         baseline = self.worker.baseline(self.study, self.at, seed)
         config = scale.config(self.changes, seed, name=f"trial {trial.number} · seed {seed}")
         tags = trial_tags(self.study.user_attrs[studies.PARENT], plan.name, self.at + 1, str(trial.number))
-        watch = (
-            _Watcher(trial, config.phase3.thresholds.off_delta_p99_max) if first and self.at == 0 else ignore
-        )
+        watch = self._watcher(config) if first and self.at == 0 else ignore
 
         def opened(run_id: str) -> None:
             known = [] if first else trial.user_attrs.get(studies.RUNS, [])

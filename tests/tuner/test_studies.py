@@ -95,7 +95,6 @@ def test_the_first_worker_begins_and_the_others_join(tmp_path):
                 storage,
                 "s",
                 SPEC,
-                steps=10,
                 seed=1,
                 facts={"configuration": "a"},
                 first=[{"phase3.train.lr": 0.5}],
@@ -114,9 +113,7 @@ def test_the_first_worker_begins_and_the_others_join(tmp_path):
     (first,) = found[0].get_trials()
     assert first.state is TrialState.WAITING
     with pytest.raises(UserError, match=r"'s' was begun with another configuration: give .* --study"):
-        studies.join(
-            storage, "s", SPEC, steps=10, seed=1, facts={"configuration": "b"}, first=[], begin=lambda: "no"
-        )
+        studies.join(storage, "s", SPEC, seed=1, facts={"configuration": "b"}, first=[], begin=lambda: "no")
 
 
 def test_a_worker_that_died_while_it_began_is_replaced(tmp_path, monkeypatch):
@@ -124,7 +121,7 @@ def test_a_worker_that_died_while_it_began_is_replaced(tmp_path, monkeypatch):
     optuna.create_study(storage=storage, study_name="s")  # and then it died
     waited = studies._wait_until_ready
     monkeypatch.setattr(studies, "_wait_until_ready", lambda study: waited(study, 0.3))
-    study = studies.join(storage, "s", SPEC, steps=10, seed=1, facts={}, first=[{}], begin=lambda: "run")
+    study = studies.join(storage, "s", SPEC, seed=1, facts={}, first=[{}], begin=lambda: "run")
     assert study.user_attrs[studies.PARENT] == "run"
     assert len(study.get_trials()) == 1
 

@@ -172,11 +172,7 @@ def test_only_what_preparation_reads_asks_for_another_one(small_scale, store_uri
 
 
 def test_a_trial_among_the_worst_is_ended_there(run_study, store_uri):
-    """Learning rates of 50 spoil the memory: once enough trials are known, one is ended on its way."""
-    space = {
-        "space": {"phase3.train.lr": {"choices": [0.05, 50.0]}},
-        "pruning": {"keep": 0.5, "after_trials": 2, "after_share": 0.5},
-    }
+    space = {"pruning": {"keep": 0.1, "after_trials": 2, "after_share": 0.5}}
     study = run_study(store_uri, trials=8, space=space)
     pruned = [trial for trial in study.trials() if trial.state is TrialState.PRUNED]
     assert pruned
@@ -186,9 +182,7 @@ def test_a_trial_among_the_worst_is_ended_there(run_study, store_uri):
         assert run.status == "KILLED"
         assert "pruned at step" in run.tags[ledger.TAG_ERROR]
         ticks = metric_history(run_id, [ledger.P99_STRESS], store_uri)[ledger.P99_STRESS]
-        assert ticks
-        assert ticks[-1].step < 12
-        assert ticks[-1].step >= 6  # it was given its share
+        assert 6 <= ticks[-1].step < 12  # it was given its share, and not the rest
     assert not (Path(store_uri.removeprefix("sqlite:///")).parent / "checkpoints").exists()
 
 
