@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 
 import cedkv
@@ -196,7 +197,9 @@ def _tune(parser: argparse.ArgumentParser) -> None:
         "--space", metavar="FILE", required=True, help="what it searches, e.g. configs/tune/dual.yaml"
     )
     parser.add_argument("--trials", metavar="N", type=_count, default=40, help="of all workers (%(default)s)")
-    parser.add_argument("--minutes", metavar="M", type=float, help="begin no trial of the search after these")
+    parser.add_argument(
+        "--minutes", metavar="M", type=_minutes, help="begin no trial of the search after these"
+    )
     parser.add_argument(
         "--patience", metavar="N", type=_count, help="end after N trials without a better one"
     )
@@ -305,6 +308,16 @@ def _port(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if not 0 < number < 1 << 16:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return number
+
+
+def _minutes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes over 0")
     return number
 
 

@@ -42,6 +42,7 @@ _DUAL = (
     ledger.DUAL_PEAK_TO_PEAK,
     ledger.DUAL_SETTLING_TICK,
     ledger.DUAL_VIOLATION,
+    ledger.DUAL_TRACKING,
 )
 _PROXIES = (
     ledger.PROXY_OFF_SPEARMAN,

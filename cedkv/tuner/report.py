@@ -17,7 +17,7 @@ from cedkv.tuner.studies import ENDED, OBJECTIVES, RUNS, ranked, score_of, score
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from cedkv.tuner.runs import Scale
+    from cedkv.tuner.scale import Scale
     from cedkv.tuner.worker import Plan
 
 

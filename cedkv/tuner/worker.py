@@ -25,7 +25,8 @@ from cedkv.train.finite import NonFiniteError
 from cedkv.train.loop import ConstraintViolatedError
 from cedkv.train.trial import ignore
 from cedkv.tuner import report, studies
-from cedkv.tuner.runs import Runner, Scale
+from cedkv.tuner.runs import Runner
+from cedkv.tuner.scale import Scale
 from cedkv.tuner.score import Score, is_contender, noise, score, together
 from cedkv.tuner.spec import Scalar, Spec
 

@@ -134,7 +134,7 @@ def test_reports_that_cannot_be_made_are_refused(runs, capsys, arguments, told):
 def test_pages_are_checked_without_a_store(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert main(["dashboard", "--check"]) == 0
-    assert "7 pages are valid" in capsys.readouterr().out
+    assert "8 pages are valid" in capsys.readouterr().out
     (tmp_path / "mine.yaml").write_text("page: One\npanels:\n  - {kind: pie, title: t}\n")
     assert main(["dashboard", "--check", "--pages", str(tmp_path)]) == 2
     assert "must be one of number, line" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from cedkv.config import config_hash, load, yaml12
 
 ROOT = Path(__file__).parents[2]
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
-HEAVY = "('torch', 'mlflow', 'transformers', 'accelerate', 'numpy', 'plotly')"
+DUAL = str(ROOT / "configs" / "tune" / "dual.yaml")
+HEAVY = "('torch', 'mlflow', 'transformers', 'accelerate', 'numpy', 'plotly', 'optuna')"
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +34,8 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["bench", "speed", "--help"], ", 'pydantic', 'yaml'"),
         (["--config", "nowhere.yaml"], ""),
         (["--config", SMOKE, "--set", "phase3.train.steps=none"], ""),
+        (["tune", "--config", SMOKE, "--space", "nowhere.yaml"], ""),
+        (["tune", "--config", SMOKE, "--space", DUAL, "--set", "phase3.loss.lambda_on=-1"], ""),
         (["config", "show", SMOKE], ""),
         (["config", "schema"], ""),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cedkv import ledger
-from cedkv.tracking.reader import metric_history, read_run
+from cedkv.tracking.reader import metric_history, read_rows, read_run
 from cedkv.tracking.store import open_client
 from tests.tracking.conftest import wait_until_up
 
@@ -202,3 +203,37 @@ def test_two_trainers_and_a_judge_at_once_and_no_password_anywhere(
         if path.is_file()
     ]
     assert not [text for text in everything if PASSWORD in text]
+
+
+def test_workers_of_a_study_meet_in_the_database_as_across_machines(
+    team_server: tuple[str, Path], database: str, small_config, tmp_path: Path
+) -> None:
+    """One worker has nothing of the other's but the server and the storage: they start in folders of their own."""
+    from cedkv.config import dump_yaml
+
+    uri, _ = team_server
+    (tmp_path / "config.yaml").write_text(dump_yaml(small_config()))
+    space = "space: {phase3.train.lr: {low: 0.01, high: 1.0}}\nobjective: {off_delta_p99_stress: 1.0}\npruning: {keep: 1.0}\n"
+    (tmp_path / "space.yaml").write_text(space)
+    env = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PGPASSWORD": PASSWORD}
+    line = [sys.executable, "-m", "cedkv", "tune", "--config", "../config.yaml", "--space", "../space.yaml"]
+    line += ["--trials", "6", "--storage", database]
+    workers = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        workers.append(
+            subprocess.Popen(
+                line, cwd=tmp_path / name, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    told = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], told
+    (run_id,) = {re.findall(r"run ([0-9a-f]{32}): 6 trials are run", out)[0] for out, _ in told}
+    rows = read_rows(run_id, ledger.TUNE_TRIALS, uri)
+    assert rows is not None
+    assert [row["outcome"] for row in rows] == ["keeps all"] * 6
+    done = [set(re.findall(r"^cedkv: trial (\d):", err, re.MULTILINE)) for _, err in told]
+    assert done[0] | done[1] == {str(number) for number in range(6)}
+    assert not done[0] & done[1]
+    assert all(done)
+    assert not [text for pair in told for text in pair if PASSWORD in text]

@@ -80,6 +80,7 @@ def test_the_run_is_finished_and_says_where_it_comes_from(logged):
         ledger.TAG_DELIMITER,
         ledger.TAG_RESUMED,
         ledger.TAG_CHANGED,
+        *(ledger.TAG_PARENT, ledger.TAG_STUDY, ledger.TAG_SCALE, ledger.TAG_TRIAL),
     }
     assert record.tags[ledger.TAG_CONFIG_HASH] == config_hash(logged.config)
     assert record.tags[ledger.TAG_PHASE] == "3"
@@ -96,7 +97,7 @@ def test_every_metric_of_the_ledger_is_logged(logged):
         value
         for name, value in vars(ledger).items()
         if name.isupper() and isinstance(value, str) and name not in skip
-        if not name.startswith(("TAG_", "PHASE_", "SOURCE_"))
+        if not name.startswith(("TAG_", "PHASE_", "SOURCE_", "TUNE_"))
         and not name.endswith("_PREFIX")
         and "." not in value
         if value not in {ledger.REPORT_HTML, ledger.CONFIG_RESOLVED}
@@ -135,7 +136,7 @@ def test_every_artifact_of_the_ledger_is_there_and_parses(logged):
         value
         for name, value in vars(ledger).items()
         if isinstance(value, str) and name.isupper() and "." in value
-        if not name.startswith("TAG_") and not name.endswith("_PREFIX")
+        if not name.startswith(("TAG_", "TUNE_")) and not name.endswith("_PREFIX")
     }
     assert len(paths) == 22
     paths.remove(ledger.CERTIFICATE)  # only a certification leaves one

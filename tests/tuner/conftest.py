@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cedkv.tuner import studies
-from cedkv.tuner.runs import Scale
+from cedkv.tuner.scale import Scale
 from cedkv.tuner.spec import Spec, check_space
 from cedkv.tuner.worker import Found, Plan, Worker
 from tests.small_runs import SMALL

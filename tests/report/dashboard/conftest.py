@@ -41,13 +41,17 @@ class Looks:
 
     @staticmethod
     def view(
-        *runs: RunView, listed: Sequence[RunRecord] | None = None, baseline: RunView | None = None
+        *runs: RunView,
+        listed: Sequence[RunRecord] | None = None,
+        baseline: RunView | None = None,
+        others: Sequence[RunView] = (),
     ) -> View:
         return View(
             runs,
             [run.record for run in runs] if listed is None else listed,
             baseline=lambda _: baseline,
             alerts=lambda _: [],
+            also=lambda ids: [run for run in others if run.record.run_id in ids],
         )
 
 

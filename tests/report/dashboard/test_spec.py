@@ -44,7 +44,7 @@ def limits_of(held: spec.Section) -> list[spec.Limit]:
 
 def test_the_pages_that_the_reviewers_ask_for_ship_in_this_order():
     assert [page.slug for page in PAGES] == [
-        *("verdict", "delimiter_mass", "dual", "alignment", "tail", "tradeoff", "time")
+        *("verdict", "delimiter_mass", "dual", "alignment", "tail", "tradeoff", "time", "study")
     ]
 
 
