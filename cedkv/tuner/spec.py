@@ -42,6 +42,10 @@ MEASURES: Final = frozenset(
 )
 """Metrics of a finished run that an objective or a constraint may read."""
 
+SEARCHED: Final = ("layer_scope", "memory", "mix", "candidate", "warm_start", "loss", "train")
+"""Sections of ``phase3`` that a space may name; the others say what trials are measured on and held to."""
+SEED: Final = "phase3.train.seed"
+
 
 class Range(Section):
     """What one key may be: a range, or some values."""
@@ -179,6 +183,12 @@ def check_space(
     values = current.model_dump(mode="json")
     found = {}
     for key, allowed in spec.space.items():
+        section, _, name = key.partition(".")
+        if section != "phase3" or name.partition(".")[0] not in SEARCHED or key == SEED:
+            raise UserError(
+                f"space.{key}: says what trials are measured on or held to, which is the same for all of them; search keys of "
+                f"phase3.{{{','.join(SEARCHED)}}}"
+            )
         value = lookup(values, key)
         if value is _ABSENT or isinstance(value, dict):
             raise UserError(f"space.{key}: the configuration has no such key; configs/README.md lists them")

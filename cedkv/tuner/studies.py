@@ -127,7 +127,7 @@ def join(
         for values in first:
             study.enqueue_trial(dict(values), skip_if_exists=True)
         study.set_user_attr(READY, True)
-    _check_facts(name, study.user_attrs[FACTS], facts)
+    check_facts(study, facts)
     return study
 
 
@@ -143,11 +143,13 @@ def _wait_until_ready(study: Study, patience_s: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def _check_facts(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+def check_facts(study: Study, now: Mapping[str, str]) -> None:
+    """Raise `UserError` where a study was begun with something else."""
+    was = study.user_attrs[FACTS]
     differ = [key for key in now if was.get(key) != now[key]]
     if differ:
         raise UserError(
-            f"study {name!r} was begun with another {' and another '.join(differ)}: give what it was begun with, or another name "
+            f"study {study.study_name!r} was begun with another {' and another '.join(differ)}: give what it was begun with, or another name "
             "with --study"
         )
 
@@ -210,9 +212,10 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, Score]]:
     return sorted(found, key=lambda pair: (order(pair[1]), pair[0].number))
 
 
-def best_objective(trials: Sequence[FrozenTrial]) -> float | None:
-    """The objective of the best trial that keeps every constraint."""
-    best = ranked(trials)
+def best_objective(trials: Sequence[FrozenTrial], seeds: int) -> float | None:
+    """The objective of the best trial that keeps every constraint on all of its `seeds`."""
+    whole = [trial for trial in trials if len(trial.user_attrs.get(OBJECTIVES, [])) == seeds]
+    best = ranked(whole)
     return best[0][1].objective if best and best[0][1].feasible else None
 
 

@@ -152,6 +152,7 @@ class Worker:
         while True:
             why = budget.spent(study.get_trials(deepcopy=False))
             if not why:
+                studies.check_facts(study, self.plan.facts(at))  # files may be edited while a study runs
                 self._go_on(study)
                 study.optimize(partial(self._trial, study, at), n_trials=1)
                 self._note(study, at)
@@ -191,12 +192,12 @@ class Worker:
                 raise  # what the study starts from cannot be run, so nothing can
             trial.set_user_attr(studies.ENDED, str(ended))
             trial.set_constraint("finished", 1.0)
-            self.say(f"trial {trial.number}: {ended}")
+            self.say(f"trial {trial.number} at {self.plan.scales[at].file.stem}: {ended}")
             raise optuna.TrialPruned(str(ended)) from None
         trial.set_user_attr(studies.SCORE, studies.scored(worth))
         for name, value in worth.broken.items():
             trial.set_constraint(name, value)
-        self.say(f"trial {trial.number}: {_told(worth)}")
+        self.say(f"trial {trial.number} at {self.plan.scales[at].file.stem}: {_told(worth)}")
         return worth.objective
 
     def baseline(self, study: Study, at: int, seed: int) -> str:
@@ -237,7 +238,7 @@ class Worker:
             worth = studies.score_of(last)
             found = {
                 ledger.TUNE_OBJECTIVE: None if worth is None else worth.objective,
-                ledger.TUNE_BEST: studies.best_objective(trials),
+                ledger.TUNE_BEST: studies.best_objective(trials, self.plan.spec.seeds),
             }
             metrics = {
                 name: value for name, value in found.items() if value is not None and math.isfinite(value)
@@ -297,11 +298,12 @@ class _Configuration:
 
     def _is_contender(self, scores: list[Score]) -> bool:
         """Whether the next seed is worth it; for the current configuration always, which is how the noise becomes known."""
-        if dict(self.changes) == dict(self.worker.plan.current):
+        plan = self.worker.plan
+        if dict(self.changes) == dict(plan.current):
             return True
         trials = self.study.get_trials(deepcopy=False)
         sigma = noise([trial.user_attrs.get(studies.OBJECTIVES, []) for trial in trials])
-        return is_contender(together(scores), studies.best_objective(trials), sigma)
+        return is_contender(together(scores), studies.best_objective(trials, plan.spec.seeds), sigma)
 
     def _one(self, seed: int, *, first: bool) -> Score:
         """Train with one seed, and score what was logged. Only the first one is compared with others on its way."""

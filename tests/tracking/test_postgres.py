@@ -232,7 +232,7 @@ def test_workers_of_a_study_meet_in_the_database_as_across_machines(
     rows = read_rows(run_id, ledger.TUNE_TRIALS, uri)
     assert rows is not None
     assert [row["outcome"] for row in rows] == ["keeps all"] * 6
-    done = [set(re.findall(r"^cedkv: trial (\d):", err, re.MULTILINE)) for _, err in told]
+    done = [set(re.findall(r"^cedkv: trial (\d) at config:", err, re.MULTILINE)) for _, err in told]
     assert done[0] | done[1] == {str(number) for number in range(6)}
     assert not done[0] & done[1]
     assert all(done)

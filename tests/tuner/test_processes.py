@@ -76,7 +76,9 @@ def test_two_workers_share_a_study(arguments, store_uri, tmp_path):
     assert not any("Traceback" in err or "Warning" in err for _, err in told)
     found = trials(store_uri)
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * 6
-    assert all(re.search(r"^cedkv: trial \d: ", err, re.MULTILINE) for _, err in told)  # each did some
+    assert all(
+        re.search(r"^cedkv: trial \d at smoke: ", err, re.MULTILINE) for _, err in told
+    )  # each did some
     (run_id,) = {re.findall(r"run ([0-9a-f]{32})", out)[0] for out, _ in told}
     runs = list_runs("cedkv-tune", store_uri)
     assert [run.run_id for run in runs if run.is_study] == [run_id]

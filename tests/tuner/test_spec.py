@@ -93,6 +93,26 @@ def test_a_space_that_does_not_fit_the_configuration_is_refused(written, text, t
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "phase3.thresholds.off_delta_p99_max",
+        "phase3.eval.off_fixed_stress.size",
+        "phase3.certification.delta",
+        "phase3.train.seed",
+        "data.seed",
+        "model.dtype",
+        "tracking.experiment",
+    ],
+)
+def test_what_trials_are_held_to_is_never_searched(written, key):
+    """Else the best trial would be the one with the loosest gate."""
+    file = ROOT / "configs/smoke.yaml"
+    spec = read_spec(written(VALID.replace("phase3.train.lambda_off.dual.eta", key)))
+    with pytest.raises(UserError, match="the same for all of them; search keys of phase3"):
+        check_space(spec, resolved(file, {}), partial(resolved, file))
+
+
 def test_an_end_that_needs_another_searched_key_is_no_mistake():
     """`lambda_max` under the start of λ_off is refused by a rule on λ_off: another value of that one may suit it."""
     spec = read_spec(ROOT / "configs/tune/dual.yaml")

@@ -27,7 +27,13 @@ def _quiet():
 
 
 def trial(
-    number: int, objective: float | None = None, *, keeps: bool = True, state=TrialState.COMPLETE, **attrs
+    number: int,
+    objective: float | None = None,
+    *,
+    keeps: bool = True,
+    seeds: int = 1,
+    state=TrialState.COMPLETE,
+    **attrs,
 ):
     made = create_trial(
         state=state,
@@ -37,7 +43,10 @@ def trial(
         system_attrs=attrs,
         user_attrs={}
         if objective is None
-        else {studies.SCORE: studies.scored(Score(objective, {"a": -1.0 if keeps else 1.0}, {}))},
+        else {
+            studies.SCORE: studies.scored(Score(objective, {"a": -1.0 if keeps else 1.0}, {})),
+            studies.OBJECTIVES: [objective] * seeds,
+        },
     )
     made.number = number
     return made
@@ -46,8 +55,15 @@ def trial(
 def test_the_best_keeps_every_constraint():
     trials = [trial(0, 0.5), trial(1, 0.1, keeps=False), trial(2, 0.4), trial(3, state=TrialState.PRUNED)]
     assert [one.number for one, _ in ranked(trials)] == [2, 0, 1]
-    assert best_objective(trials) == 0.4
-    assert best_objective([trials[1]]) is None
+    assert best_objective(trials, 1) == 0.4
+    assert best_objective([trials[1]], 1) is None
+
+
+def test_a_trial_with_fewer_seeds_is_no_best_to_be_measured_against():
+    """Else a lucky first seed would keep all others from their second one."""
+    trials = [trial(0, 0.5, seeds=2), trial(1, 0.1, seeds=1)]
+    assert best_objective(trials, 2) == 0.5
+    assert best_objective(trials[1:], 2) is None
 
 
 def test_a_score_survives_the_storage_infinities_included():

@@ -253,6 +253,22 @@ def test_a_mistake_in_the_current_configuration_ends_the_worker(run_study, store
         run_study(store_uri, trials=2)
 
 
+def test_a_configuration_that_is_edited_while_its_study_runs_ends_the_worker(
+    run_study, small_scale, store_uri, monkeypatch
+):
+    loaded = type(small_scale(store_uri)).config
+    count = []
+
+    def config(self, changes, *given, **named):
+        count.append(1)
+        edited = {"phase3.train.on_batch": 3} if len(count) > 12 else {}
+        return loaded(self, {**changes, **edited}, *given, **named)
+
+    monkeypatch.setattr(type(small_scale(store_uri)), "config", config)
+    with pytest.raises(UserError, match="was begun with another configuration"):
+        run_study(store_uri, trials=9)
+
+
 def test_stopped_is_no_failure_of_the_writer(small_scale, store_uri):
     scale = small_scale(store_uri)
 
