@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cedkv import ledger
+from cedkv.cli import main
 from cedkv.report.dashboard.spec import read_pages
-from cedkv.tracking.reader import metric_history, read_run
+from cedkv.tracking.reader import metric_history, read_rows, read_run
 from cedkv.tracking.writer import RunWriter
+from tests.small_runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.slug: page for page in read_pages(ROOT / "dashboards")}
@@ -164,3 +167,35 @@ def test_the_report_as_one_file_draws_without_a_network(page, shown, tmp_path):
     traces = page.evaluate("document.getElementById('dual-0')._fullData.length")
     assert traces == 6  # three metrics of two runs
     assert "<script>alert(1)</script>" in page.locator("header").inner_text()
+
+
+def test_a_study_is_drawn_from_its_trials(page, shown, small_model, tmp_path, capsys):
+    """Last, since its runs join those that the other tests look at."""
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "space: {phase3.train.lambda_off.dual.eta: {low: 0.001, high: 5.0, log: true}}\n"
+        "objective: {dual/lambda_std: 1.0}\npruning: {keep: 1.0}\n"
+    )
+    sets = [f"--set={override}" for override in (f"model.name_or_path={small_model}", *SMALL)]
+    places = ["--experiment", "cedkv", "--tracking-uri", shown.store, "--out", str(tmp_path / "best.yaml")]
+    smoke = str(ROOT / "configs" / "smoke.yaml")
+    assert main(["tune", "--config", smoke, "--space", str(space), "--trials", "4", *places, *sets]) == 0
+    run_id = capsys.readouterr().out.split("run ")[1][:32]
+    page.goto(f"{shown.url}/study?runs={run_id}")
+    page.wait_for_function(DRAWN)
+    assert page.locator(".panel .empty").count() == 1  # nothing was confirmed at a larger scale
+    kinds = [panel.kind for panel in PAGES["study"].panels]
+    lines = page.evaluate(
+        "id => document.getElementById(id).querySelector('.js-plotly-plot')._fullData.length",
+        f"study-{kinds.index('parallel')}",
+    )
+    assert lines == 4
+    rows = {row["trial"]: row for row in read_rows(run_id, ledger.TUNE_TRIALS, shown.store)}
+    drawn = points(page, f"study-{kinds.index('trials')}")
+    assert len(drawn) == 3
+    for name, (steps, values) in drawn.items():
+        trial = rows[int(name.partition("trial ")[2].partition(" ")[0])]
+        assert ("best" in name) == (trial["rank"] < 3)
+        history = metric_history(trial["runs"][0], ["lambda_off"], shown.store)["lambda_off"]
+        by_step = {point.step: point.value for point in history}
+        assert (steps, values) == (sorted(by_step), [by_step[step] for step in sorted(by_step)])

@@ -108,7 +108,8 @@ def bar(panel: Bar, view: View) -> Drawn:
     if not names:
         return _nothing(panel, panel.metrics)
     labels = [escape.markup(run.label, 48) for run in reversed(view.runs)]
-    made = style.figure(height=150 + 44 * len(labels))
+    height = 150 + 44 * len(labels)
+    made = style.figure(height=height)
     for place, name in enumerate(names):
         made.add_trace(
             go.Bar(
@@ -122,7 +123,8 @@ def bar(panel: Bar, view: View) -> Drawn:
                 },
             )
         )
-    made.update_layout(barmode="stack")
+    # The legend's place is a share of the plot's height, which is small here: below the title of the axis.
+    made.update_layout(barmode="stack", legend={"y": -66 / (height - 56)})
     made.update_xaxes(title_text=panel.unit)
     return Drawn(panel, figure=made)
 

@@ -69,7 +69,7 @@ def _dots(panel: Scatter, rows: Rows, group: str, *, first: bool) -> go.Scatter:
         x=[row[panel.x] for row in rows],
         y=[row[panel.y] for row in rows],
         mode="markers",
-        name=escape.markup(group, 40),
+        name=escape.markup(group, 72),
         legendgroup=group,
         showlegend=first and bool(group),
         marker={"size": 5, "opacity": 0.6, **({} if group else {"color": style.colour(0)})},
