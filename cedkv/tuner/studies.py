@@ -26,6 +26,8 @@ HEARTBEAT_S: Final = 15
 GRACE_S: Final = 90
 """Seconds without a heartbeat after which a worker counts as dead and its trial is run again."""
 RETRIES: Final = 2
+UNFINISHED: Final = 1e9
+"""How far a trial that was ended before its time breaks the constraint to finish: more than any score does."""
 READY: Final = "ready"
 FACTS: Final = "facts"
 PARENT: Final = "parent"

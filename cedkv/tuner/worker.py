@@ -191,12 +191,13 @@ class Worker:
             if isinstance(ended, UserError) and changes == dict(self.plan.current):
                 raise  # what the study starts from cannot be run, so nothing can
             trial.set_user_attr(studies.ENDED, str(ended))
-            trial.set_constraint("finished", 1.0)
+            # What has no score must not look better to the sampler than what has one and breaks something.
+            trial.set_constraint("finished", studies.UNFINISHED)
             self.say(f"trial {trial.number} at {self.plan.scales[at].file.stem}: {ended}")
             raise optuna.TrialPruned(str(ended)) from None
         trial.set_user_attr(studies.SCORE, studies.scored(worth))
         for name, value in worth.broken.items():
-            trial.set_constraint(name, value)
+            trial.set_constraint(name, min(value, studies.UNFINISHED))
         self.say(f"trial {trial.number} at {self.plan.scales[at].file.stem}: {_told(worth)}")
         return worth.objective
 

@@ -280,3 +280,19 @@ def test_stopped_is_no_failure_of_the_writer(small_scale, store_uri):
         Runner(kept=1).run(scale.config({}), 3, tags={}, opened=opened.append, watch=stop)
     run = read_run(opened[0], store_uri)
     assert (run.status, run.tags[ledger.TAG_ERROR]) == ("KILLED", "enough")
+
+
+def test_the_sampler_learns_from_scores_first_and_from_what_was_ended_last(run_study, store_uri):
+    """Where nothing keeps its constraints, trials without a score would else be taken for the best."""
+    from optuna.samplers._tpe.sampler import _split_infeasible_trials
+
+    space = {
+        "constraints": {"on_gain": {"least": 2.0}, "off_delta_p99_stress": {"most": 1e-9}},
+        "pruning": {"keep": 0.1, "after_trials": 2, "after_share": 0.5},
+    }
+    trials = run_study(store_uri, trials=6, space=space).trials()
+    pruned = [trial.number for trial in trials if trial.state is TrialState.PRUNED]
+    assert pruned
+    good, bad = _split_infeasible_trials(trials, len(trials) - len(pruned))
+    assert [trial.number for trial in bad] == pruned
+    assert {trial.number for trial in good} == {trial.number for trial, _ in studies.ranked(trials)}
