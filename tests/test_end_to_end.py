@@ -84,7 +84,7 @@ def test_both_phases_finish_and_log_everything(store, runs):
         value
         for name, value in vars(ledger).items()
         if name.isupper() and isinstance(value, str) and "." in value
-        if not name.startswith("TAG_") and not name.endswith("_PREFIX")
+        if not name.startswith(("TAG_", "TUNE_")) and not name.endswith("_PREFIX")
     } - {ledger.CERTIFICATE}  # only a certification leaves one
     for phase, run_id in runs.items():
         record = read_run(run_id, store)
