@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from cedkv import ledger
+from cedkv.core.errors import UserError
 from cedkv.tracking.attach import attach
 from cedkv.tracking.names import MAX_TAG, check_experiment, check_key, clip, flatten
 from cedkv.tracking.store import open_client, prepare_store, shown
 from cedkv.tracking.writer import experiment_id_of, origin
+
+TRIES: Final = 4
+"""Of two workers that write the same metric or file of their study at once, a database or a server may refuse one."""
 
 
 def open_study_run(
@@ -42,14 +47,26 @@ def open_study_run(
 def note_study(
     run_id: str, uri: str, *, metrics: Mapping[str, float], step: int, files: Mapping[str, str]
 ) -> None:
-    """Bring the run of a study up to date: `metrics` (finite ones) at `step`, and its `files` as they are now."""
-    from cedkv.tracking.backend import Metric, store_errors
+    """Bring the run of a study up to date: `metrics` (finite ones) at `step`, and its `files` as they are now.
+
+    Raises:
+        TrackingError: the store refuses again and again.
+    """
+    from cedkv.tracking.backend import Metric, TrackingError, store_errors
 
     now = time.time_ns() // 1_000_000
     points = [Metric(check_key(name), value, now, step) for name, value in metrics.items()]
-    with store_errors(f"writing to the run of the study {run_id} in {shown(uri)}"):
-        open_client(uri).log_batch(run_id, metrics=points)
-    attach(run_id, uri, files)
+    for left in reversed(range(TRIES)):
+        try:
+            with store_errors(f"writing to the run of the study {run_id} in {shown(uri)}"):
+                open_client(uri).log_batch(run_id, metrics=points)
+            attach(run_id, uri, files)
+        except (UserError, OSError) as error:  # a server that refuses a file is an OSError of `requests`
+            if not left:
+                raise TrackingError(str(error)) from error
+            time.sleep(random.uniform(0.2, 1.0))
+        else:
+            return
 
 
 def mark_study_run(run_id: str, uri: str, status: str) -> None:

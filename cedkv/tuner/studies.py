@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +64,7 @@ def open_storage(uri: str) -> RDBStorage:
         )
     try:
         if not uri.startswith("sqlite:///"):
-            return _storage(uri, {"pool_pre_ping": True})
+            return _at_a_server(uri)
         file = Path(uri.removeprefix("sqlite:///"))
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # two that make its tables at once would both fail
@@ -73,8 +73,17 @@ def open_storage(uri: str) -> RDBStorage:
         told = " ".join(str(error).split())[:300]
         raise UserError(
             f"the storage {uri!r} of the study cannot be opened ({type(error).__name__}: {told}); give sqlite:////path/tune.db or "
-            "postgresql://user@host/database with --storage"
+            "postgresql://user@host/database with --storage, a database of its own and not MLflow's"
         ) from error
+
+
+def _at_a_server(uri: str, tries: int = 3) -> RDBStorage:
+    """Of two that make the tables at once one fails, and finds them there a moment later."""
+    for _ in range(tries - 1):
+        with suppress(Exception):
+            return _storage(uri, {"pool_pre_ping": True})
+        time.sleep(1.0)
+    return _storage(uri, {"pool_pre_ping": True})
 
 
 def _storage(uri: str, engine: dict[str, Any]) -> RDBStorage:

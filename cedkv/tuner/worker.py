@@ -19,6 +19,7 @@ from cedkv.core.hashing import content_hash
 from cedkv.tracking.attach import write_back
 from cedkv.tracking.encode import encode_lines
 from cedkv.tracking.reader import list_runs, read_run
+from cedkv.tracking.signals import SignalGuard
 from cedkv.tracking.study_run import mark_study_run, note_study, open_study_run, trial_tags
 from cedkv.train.desk import attach_page
 from cedkv.train.finite import NonFiniteError
@@ -122,9 +123,19 @@ class Worker:
     def work(self) -> Found:
         """Search, promote, confirm; the study's end where this worker is the last.
 
+        SIGTERM and Ctrl-C end it at any time, and leave its trial to others.
+
         Raises:
             UserError: the study was begun with something else.
         """
+        guard = SignalGuard()
+        guard.install()  # a run has one of its own, but much of a trial is before and after its run
+        try:
+            return self._work()
+        finally:
+            guard.restore()
+
+    def _work(self) -> Found:
         plan, why = self.plan, ""
         first: list[Mapping[str, Scalar]] = [plan.current]
         parent = ""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from cedkv import ledger
@@ -216,8 +217,23 @@ def test_workers_of_a_study_meet_in_the_database_as_across_machines(
     space = "space: {phase3.train.lr: {low: 0.01, high: 1.0}}\nobjective: {off_delta_p99_stress: 1.0}\npruning: {keep: 1.0}\n"
     (tmp_path / "space.yaml").write_text(space)
     env = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PGPASSWORD": PASSWORD}
-    line = [sys.executable, "-m", "cedkv", "tune", "--config", "../config.yaml", "--space", "../space.yaml"]
-    line += ["--trials", "6", "--storage", database]
+    line = [sys.executable, "-m", "cedkv", "tune", "--config", f"{tmp_path}/config.yaml"]
+    line += ["--space", f"{tmp_path}/space.yaml"]
+    # MLflow's own database is none for studies: both keep the version of their tables under the same name.
+    refused = subprocess.run(
+        [*line, "--storage", database],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert refused.returncode == 2
+    assert "a database of its own and not MLflow's" in refused.stderr
+    with psycopg.connect(database, password=PASSWORD, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE studies")
+    line += ["--trials", "6", "--storage", database.replace("/postgres", "/studies")]
     workers = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

@@ -113,7 +113,7 @@ def test_the_trial_of_a_worker_that_is_killed_is_run_by_another(arguments, store
         assert first.poll() is None, first.communicate()
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate(timeout=30)
     second = started(
         *command, "--set", "phase3.train.steps=4000", "--set", "phase3.train.steps=4000", "--minutes", "5"
     )
@@ -127,7 +127,7 @@ def test_the_trial_of_a_worker_that_is_killed_is_run_by_another(arguments, store
         dead, again = trials(store_uri)[:2]
         assert dead.state is TrialState.FAIL
         assert again.params == dead.params
-        while trials(store_uri)[1].state is not TrialState.RUNNING:
+        while not any(run.tags.get(ledger.TAG_TRIAL) == "1" for run in _runs(store_uri)):
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
