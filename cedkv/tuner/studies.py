@@ -189,10 +189,8 @@ def score_of(trial: FrozenTrial) -> Score | None:
     found = trial.user_attrs.get(SCORE)
     if found is None or trial.state is not TrialState.COMPLETE:
         return None
-    read = {
-        name: {key: _number(value) for key, value in found[name].items()} for name in ("broken", "metrics")
-    }
-    return Score(_number(found["objective"]), read["broken"], read["metrics"])
+    read = {name: {key: float(value) for key, value in found[name].items()} for name in ("broken", "metrics")}
+    return Score(float(found["objective"]), read["broken"], read["metrics"])
 
 
 def scored(score: Score) -> dict[str, Any]:
@@ -206,10 +204,6 @@ def scored(score: Score) -> dict[str, Any]:
 
 def _text(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
-
-
-def _number(value: float | str) -> float:
-    return float(value)
 
 
 def order(score: Score) -> tuple[bool, float]:

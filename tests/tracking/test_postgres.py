@@ -31,7 +31,7 @@ def _programs() -> Path | None:
 
 
 pytestmark = [
-    pytest.mark.slow,  # .ci/run runs the first of them after the fast tests
+    pytest.mark.slow,  # .ci/run runs two of them after the fast tests
     pytest.mark.skipif(_programs() is None, reason="no PostgreSQL: apt-get install postgresql"),
 ]
 

@@ -227,7 +227,7 @@ def test_where_nothing_keeps_its_constraints_no_configuration_is_written(run_stu
     assert "breaks on_gain" in study.found.table
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("signal", [pytest.param(KeyboardInterrupt, marks=pytest.mark.slow), SystemExit])
 def test_a_trial_that_is_interrupted_is_run_again(run_study, store_uri, monkeypatch, signal):
     class Once:
         asked = False
