@@ -146,9 +146,8 @@ class Desk:
         """An artifact; one of a run that goes on may change."""
         if run.status not in ENDED:
             return read_rows(run.run_id, path, self.uri)
-        return self._remembered(
-            ("rows", path, run.run_id, run.status), lambda: read_rows(run.run_id, path, self.uri)
-        )
+        state = (run.run_id, run.status, run.tags.get(ledger.TAG_CERTIFIED))
+        return self._remembered(("rows", path, *state), lambda: read_rows(run.run_id, path, self.uri))
 
     def _verdict(self, record: RunRecord) -> Verdict | None:
         if record.status not in ENDED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,7 @@ def best_config(plan: Plan, study_run: str, trial: FrozenTrial, table_text: str)
 def _raw(scale: Scale, changes: Mapping[str, Scalar]) -> dict[str, Any]:
     """The file with its overrides and these changes; with its folder, where it names files beside it."""
     raw = yaml12.read(scale.file)
-    for override in (*scale.overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())):
+    for override in scale.written(changes):
         set_key(raw, override)
     config = scale.config(changes)
     if isinstance(config.data, JsonlData) or config.model.name_or_path.startswith("."):

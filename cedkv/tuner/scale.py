@@ -22,6 +22,10 @@ class Scale:
     uri: str
     experiment: str
 
+    def written(self, changes: Mapping[str, Scalar]) -> tuple[str, ...]:
+        """The overrides and these changes, as ``--set`` takes them."""
+        return (*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items()))
+
     def config(
         self, changes: Mapping[str, Scalar], seed: int = 0, *, phase: int = 3, name: str | None = None
     ) -> Config:
@@ -30,7 +34,7 @@ class Scale:
         Raises:
             UserError: it is not valid.
         """
-        wanted = (*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items()))
+        wanted = self.written(changes)
         own = load(self.file, wanted, phase=phase, strict_hf=self.strict_hf, env=os.environ).config
         seeds = (f"data.seed={own.data.seed + seed}", f"phase3.train.seed={own.phase3.train.seed + seed}")
         tracking = {"uri": self.uri, "experiment": self.experiment, "run_name": name}

@@ -13,8 +13,8 @@ from cedkv.config import Config, yaml12
 from cedkv.config.base import Count, Section, Share, section
 from cedkv.config.problems import RULES
 from cedkv.core.errors import UserError
+from cedkv.release.evidence import lookup, number
 
-Number = int | float
 Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$")]
 Scalar = bool | int | float | str | None
 
@@ -86,8 +86,8 @@ class Range(Section):
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         assert self.low is not None
         assert self.high is not None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high
 
     @property
     def ends(self) -> tuple[Scalar, ...]:
@@ -190,7 +190,7 @@ def check_space(
                 f"phase3.{{{','.join(SEARCHED)}}}"
             )
         value = lookup(values, key)
-        if value is _ABSENT or isinstance(value, dict):
+        if isinstance(value, dict) or (value is None and not allowed.holds(None)):
             raise UserError(f"space.{key}: the configuration has no such key; configs/README.md lists them")
         if not allowed.holds(value):
             raise UserError(
@@ -216,22 +216,9 @@ def check_space(
 def limit_of(bound: Bound, metric: str, config: Mapping[str, Any]) -> float:
     """The number of a bound; `UserError` where it names a key that holds none."""
     given = next(value for value in (bound.most, bound.least, bound.drop) if value is not None)
-    value = lookup(config, given) if isinstance(given, str) else given
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = number(config, given) if isinstance(given, str) else given
+    if value is None:
         raise UserError(f"constraints.{metric}: {given} is no key of the configuration that holds a number")
-    return float(value)
-
-
-_ABSENT: Final = object()
-
-
-def lookup(tree: Mapping[str, Any], key: str) -> Any:
-    """What stands at a dotted key."""
-    value: Any = tree
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return _ABSENT
-        value = value[part]
     return value
 
 
