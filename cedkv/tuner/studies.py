@@ -118,11 +118,7 @@ def join(
     Raises:
         UserError: the study was begun with other facts.
     """
-    pruner = optuna.pruners.PercentilePruner(
-        100.0 * spec.pruning.keep,
-        n_startup_trials=spec.pruning.after_trials,
-        n_min_trials=spec.pruning.after_trials,
-    )
+    pruner = _pruner(spec)
     try:
         study = optuna.create_study(
             storage=storage, study_name=name, sampler=_sampler(spec, seed), pruner=pruner
@@ -145,6 +141,13 @@ def join(
 def _sampler(spec: Spec, seed: int | None) -> optuna.samplers.BaseSampler:
     with _experimental():
         return optuna.samplers.TPESampler(n_startup_trials=spec.startup, multivariate=True, seed=seed)
+
+
+def _pruner(spec: Spec) -> optuna.pruners.BasePruner:
+    keep, after = spec.pruning.keep, spec.pruning.after_trials
+    if keep == 1.0:  # the 100th percentile would still end whatever is worse than all before it
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.PercentilePruner(100.0 * keep, n_startup_trials=after, n_min_trials=after)
 
 
 def _wait_until_ready(study: Study, patience_s: float = 60.0) -> None:

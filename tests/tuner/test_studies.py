@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from cedkv.core.errors import UserError
 from cedkv.tuner import studies
 from cedkv.tuner.score import Score
-from cedkv.tuner.spec import Range, Spec
+from cedkv.tuner.spec import Pruning, Range, Spec
 from cedkv.tuner.studies import Budget, best_objective, ranked, since_improvement
 
 LR = optuna.distributions.FloatDistribution(0.1, 1.0)
@@ -92,6 +92,22 @@ def test_patience_counts_what_ended_after_the_best():
     assert since_improvement([*trials, trial(4, 0.3)]) == 0
     assert since_improvement([trials[1], trials[2]]) == 0  # nothing found yet: there is no best to improve on
     assert Budget(9, patience=3).spent(trials) == "no improvement in 3 trials"
+
+
+@pytest.mark.parametrize(("keep", "ended"), [(1.0, []), (0.75, [3, 4, 5])])
+def test_pruning_ends_the_share_that_is_not_kept_and_none_where_all_are(tmp_path, keep, ended):
+    spec = SPEC.model_copy(update={"pruning": Pruning(keep=keep, after_trials=3)})
+    storage = studies.open_storage(f"sqlite:///{tmp_path}/tune.db")
+    study = studies.join(storage, "s", spec, seed=1, facts={}, first=[], begin=lambda: "run")
+
+    def worse_than_all_before(trial: optuna.Trial) -> float:
+        trial.report(float(trial.number), 10)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return float(trial.number)
+
+    study.optimize(worse_than_all_before, n_trials=6)
+    assert [one.number for one in study.get_trials(states=[TrialState.PRUNED])] == ended
 
 
 def test_the_first_worker_begins_and_the_others_join(tmp_path):
