@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,11 +29,18 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
-from cedkv.injection.masks import additive, causal_mask, full_mask, unless_replaced, with_bias, with_slots
+from cedkv.injection.masks import (
+    additive,
+    causal_mask,
+    full_mask,
+    skippable,
+    unless_replaced,
+    with_bias,
+    with_slots,
+)
+from cedkv.injection.switch import PREFIX, members, switched
 from cedkv.memory.state import States
 from cedkv.models.layers import AttentionLayer, attention_modules
-
-PREFIX = "cedkv_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,8 @@ class _Active:
 
 # Keyed by module, so that blocks of different models can stand inside one another.
 _ACTIVE: ContextVar[Mapping[nn.Module, _Active]] = ContextVar("cedkv_active", default=MappingProxyType({}))
+_HERE: ContextVar[tuple[frozenset[nn.Module], ...]] = ContextVar("cedkv_here", default=())
+"""The models of whose blocks this thread is in one."""
 
 
 def _stock(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -191,6 +200,8 @@ def _attention(
     stock = _stock(implementation, module)
     active = _ACTIVE.get().get(module)
     if active is None:
+        if not any(module in model for model in _HERE.get()):
+            raise UserError(_ELSEWHERE)
         return stock(module, query, key, value, attention_mask, **kwargs)
     layer, states, slots, last = active.layer.index, active.states, 0, None
     if active.packing is not None:
@@ -215,6 +226,13 @@ def _attention(
     if implementation == "eager" and attention_mask is not None and attention_mask.dtype == torch.bool:
         attention_mask = additive(attention_mask, query.dtype)
     return stock(module, query, key, value, attention_mask, **kwargs)
+
+
+_ELSEWHERE = (
+    "this thread calls a model to which another one has a memory attached, and says nothing of whether it is to have it, too: "
+    "call it in a block of this thread's own (`with inject(model, states)`, `with memory.attach(model, state)`; None for the bare model), "
+    "or let the block make the call (`attached.bind(model.generate)`)"
+)
 
 
 def _packed(packing: Packing, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -273,25 +291,25 @@ def _activated(
     model: PreTrainedModel, own: Mapping[nn.Module, AttentionLayer], modules: Mapping[nn.Module, _Active]
 ) -> Iterator[None]:
     """Within the block `modules` do this and the others of the model's `own` nothing, whatever an outer block said."""
-    before: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
-    stock = before.removeprefix(PREFIX)
-    if stock not in ("sdpa", "eager"):
-        raise UserError(
-            f"attention implementation {stock!r} cannot carry slots: load the model with 'sdpa' or 'eager'"
-        )
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if (
+        modules
+        and model.training
+        and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    ):
         raise UserError(
             "gradient checkpointing runs the forward pass again outside the injection, without the slots: switch it off, "
             "or call model.eval(): a frozen model needs neither"
         )
-    _switch(model, PREFIX + stock if modules else stock)
     others = {module: active for module, active in _ACTIVE.get().items() if module not in own}
-    token = _ACTIVE.set({**others, **modules})
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
-        _switch(model, before)
+    here = _HERE.get()
+    inside = here if members(model) in here else (*here, members(model))
+    with switched(model) if modules else nullcontext():
+        tokens = _ACTIVE.set({**others, **modules}), _HERE.set(inside)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(tokens[0])
+            _HERE.reset(tokens[1])
 
 
 @contextmanager
@@ -300,22 +318,8 @@ def armed(model: PreTrainedModel) -> Iterator[None]:
 
     Layers without slots still call the stock function, as they do inside any injection.
     """
-    before: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
-    with _activated(model, attention_modules(model), {}):
-        _switch(model, PREFIX + before.removeprefix(PREFIX))
+    with switched(model), _activated(model, attention_modules(model), {}):
         yield
-
-
-def _switch(model: PreTrainedModel, implementation: str) -> None:
-    """Set the attention implementation; transformers itself only warns where it cannot."""
-    if model.config._attn_implementation == implementation:  # noqa: SLF001
-        return
-    model.set_attn_implementation(implementation)
-    if model.config._attn_implementation != implementation:  # noqa: SLF001
-        raise UserError(
-            f"model family {model.config.model_type!r} does not route its attention through transformers' attention "
-            "interface, so injected slots would be ignored: use a family that does"
-        )
 
 
 @contextmanager
@@ -343,20 +347,15 @@ def inject(
     if states is not None and states.slots == 0:
         states = None
     own = attention_modules(model)
-    if states is None and observer is None and not packing:
-        if not model.config._attn_implementation.startswith(PREFIX):  # noqa: SLF001
-            yield  # untouched, whatever its attention implementation
-            return
-        chosen: Mapping[nn.Module, AttentionLayer] = {}
-    elif states is None:
-        chosen = own if observer is not None else {}
+    if states is None:
+        chosen: Mapping[nn.Module, AttentionLayer] = own if observer is not None else {}
     else:
         _check(states, rows, {layer.index for layer in own.values()})
         chosen = {module: layer for module, layer in own.items() if layer.index in states.keys}
     active = {m: _Active(layer, states, rows, observer) for m, layer in chosen.items()}
     for module, how in packing.items():
         active[module] = replace(active.get(module, _Active(own[module], None, None, None)), packing=how)
-    with _activated(model, own, active):
+    with _activated(model, own, active), skippable(not active):
         yield
 
 

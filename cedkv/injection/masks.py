@@ -64,9 +64,22 @@ def _refuse_left_padding(mask: Tensor, queries: int, length: int) -> None:
         )
 
 
+_SKIPPABLE: ContextVar[bool] = ContextVar("cedkv_masks_skippable", default=False)
+
+
+@contextmanager
+def skippable(allowed: bool) -> Iterator[None]:
+    """Whether masks within the block may be left out, as the bare model does it; without slots that is the same to the bit."""
+    token = _SKIPPABLE.set(allowed)
+    try:
+        yield
+    finally:
+        _SKIPPABLE.reset(token)
+
+
 def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Sdpa's mask, never skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    """Sdpa's mask, not skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
+    return sdpa_mask(*args, **(kwargs if _SKIPPABLE.get() else {**kwargs, "allow_is_causal_skip": False}))
 
 
 _REPLACED: ContextVar[bool] = ContextVar("cedkv_masks_replaced", default=False)
