@@ -2,14 +2,15 @@
 
 `memory.safetensors` holds `keys.<layer>` and `values.<layer>` [N, H, S, D], with gates `bias.<layer>` [N, Q, S] for Q query
 heads (gains are part of the keys), `logits` and `candidates`;
-`memory.json` holds the rest. Nothing is pickled.
+`memory.json` holds the rest: what it was made with, documents, layers, anchors, candidates with their atom types, and, once it is
+exported, which run it is of and what the gates said. Nothing is pickled, and no document is needed to load it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from cedkv.core.errors import UserError
 from cedkv.memory.bank import MemoryBank
 from cedkv.memory.state import States
 
-FORMAT = 3
-READABLE = (1, 2, 3)
+TENSORS, DESCRIBED = "memory.safetensors", "memory.json"
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
 """Format 1 knew no biases. A reader of format 1 would pass over them: a gated memory must not look like one. Since format 3
-`memory.json` holds the hash of the tensors' file."""
+`memory.json` holds the hash of the tensors' file, since format 4 all of `Origin`."""
 
 
 _UNREADABLE = (
@@ -35,9 +37,25 @@ _UNREADABLE = (
 )
 
 
-def write_memory(
-    folder: Path, bank: MemoryBank, k: int, fingerprint: str, configuration: str
-) -> tuple[Path, Path]:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a memory was made with, and what it therefore belongs to.
+
+    `model_settings`: the model's configuration; `repeat_bos` and `document_separator`: how documents and prompts were put
+    together. Formats before 4 know the first two only.
+    """
+
+    model_fingerprint: str
+    config_hash: str
+    model: str = ""
+    model_settings: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = ""
+    tokenizer_sha256: str = ""
+    repeat_bos: bool = True
+    document_separator: str = ""
+
+
+def write_memory(folder: Path, bank: MemoryBank, k: int, origin: Origin) -> tuple[Path, Path]:
     """Write the memory with its k largest candidates to `folder`; returns the two files."""
     with torch.no_grad():
         states = bank.states(k)
@@ -48,14 +66,13 @@ def write_memory(
     if states.bias is not None:
         tensors |= {f"bias.{i}": states.bias[i] for i in states.layers}
     tensors |= {"logits": bank.logits.detach(), "weights": weights, "candidates": bank.candidates}
-    file = folder / "memory.safetensors"
+    file = folder / TENSORS
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     spec = bank.spec
     meta = {
         "format": FORMAT,
         "tensors_sha256": sha256(file.read_bytes()).hexdigest(),
-        "model_fingerprint": fingerprint,
-        "config_hash": configuration,
+        "origin": asdict(origin),
         "documents": list(bank.documents),
         "mode": spec.mode,
         "share": spec.share,
@@ -70,19 +87,30 @@ def write_memory(
         ],
         "candidate_types": [[list(row) for row in document] for document in bank.candidate_types],
     }
-    described = folder / "memory.json"
+    described = folder / DESCRIBED
     described.write_text(json.dumps(meta, indent=1) + "\n")
     return file, described
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMemory:
-    """A memory as it was written: what is injected, the documents its states stand for, and what it was made with."""
+    """A memory as it was written: what is injected, the documents its states stand for, and what it was made with.
+
+    `meta` is all of `memory.json`; `slot_weights` [N, Lw, Hw, S, J] and `candidates` [N, S, J] are what values were mixed from.
+    """
 
     states: States
     documents: tuple[str, ...]
-    model_fingerprint: str
-    config_hash: str
+    origin: Origin
+    meta: Mapping[str, Any]
+    slot_weights: Tensor
+    candidates: Tensor
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Which run it is of and what was judged of it; empty before it is exported."""
+        found: Mapping[str, Any] = self.meta.get("provenance", {})
+        return found
 
 
 def read_memory(tensors: Path, described: Path) -> StoredMemory:
@@ -95,13 +123,7 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
         content = tensors.read_bytes()
         meta = _meta(described, content)
         stored = load(content)
-        layers = [int(layer) for layer in meta["layers"]["injection"]]
-        keys, values = ({i: stored[f"{name}.{i}"] for i in layers} for name in ("keys", "values"))
-        gated = meta.get("slot_gate", "none") != "none"
-        states = States(keys, values, bias={i: stored[f"bias.{i}"] for i in layers} if gated else None)
-        memory = StoredMemory(
-            states, tuple(meta["documents"]), str(meta["model_fingerprint"]), str(meta["config_hash"])
-        )
+        memory = _memory(meta, stored)
         slots = int(meta["slots"])
     except UserError:
         raise
@@ -110,7 +132,10 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
             f"memory {str(tensors)!r} cannot be read ({type(error).__name__}: {error}); export it again from its run"
         ) from error
     wrong = [
-        f"{name}.{i}" for i in layers for name, x in _parts(states, i) if not _fits(name, x, memory, slots)
+        f"{name}.{i}"
+        for i in memory.states.layers
+        for name, x in _parts(memory.states, i)
+        if not _fits(name, x, memory, slots)
     ]
     if wrong:
         raise UserError(
@@ -118,6 +143,21 @@ def read_memory(tensors: Path, described: Path) -> StoredMemory:
             f"{slots} slots as {described.name} says; export it again from its run"
         )
     return memory
+
+
+def _memory(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> StoredMemory:
+    layers = [int(layer) for layer in meta["layers"]["injection"]]
+    keys, values = ({i: stored[f"{name}.{i}"] for i in layers} for name in ("keys", "values"))
+    gated = meta.get("slot_gate", "none") != "none"
+    states = States(keys, values, bias={i: stored[f"bias.{i}"] for i in layers} if gated else None)
+    documents = tuple(meta["documents"])
+    if not all(isinstance(name, str) for name in documents) or len(set(documents)) < len(documents):
+        raise ValueError("documents are not names, each its own")
+    origin = meta["origin"] if meta["format"] >= 4 else {name: str(meta[name]) for name in _BEFORE_4}
+    return StoredMemory(states, documents, Origin(**origin), meta, stored["weights"], stored["candidates"])
+
+
+_BEFORE_4 = ("model_fingerprint", "config_hash")
 
 
 def _meta(described: Path, content: bytes) -> dict[str, Any]:

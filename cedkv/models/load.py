@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from transformers import (
 )
 
 from cedkv.core.errors import UserError
+from cedkv.models.identity import fingerprint
 from cedkv.models.quiet import quiet
 from cedkv.models.tiny import EMBEDDED
 
@@ -133,15 +132,3 @@ def _read(source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any
     model, report = loaded
     wrong_shape = {key[0] for key in report["mismatched_keys"]}
     return model, tokenizer, sorted({*report["missing_keys"], *wrong_shape})
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over what the model computes: its configuration (without paths and versions) and every weight's bytes."""
-    config = model.config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        config.pop(key, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -10,7 +10,8 @@ from cedkv.config import Config, config_hash, from_logged
 from cedkv.core.errors import UserError
 from cedkv.data.build import build_corpus
 from cedkv.data.records import Corpus, hashes
-from cedkv.memory.export import StoredMemory, read_memory
+from cedkv.memory.export import Origin, StoredMemory, read_memory
+from cedkv.models.identity import settings_of, tokenizer_hash
 from cedkv.models.load import LoadedModel, load_model
 from cedkv.tracking.reader import fetch
 from cedkv.tracking.record import RunRecord
@@ -70,8 +71,8 @@ def memory_of(record: RunRecord, uri: str) -> StoredMemory:
         paths = (ledger.MEMORY_TENSORS, ledger.MEMORY_META)
         memory = read_memory(*fetch(record.run_id, paths, uri, Path(folder)))
     for name, found, tag in (
-        ("model", memory.model_fingerprint, ledger.TAG_MODEL),
-        ("configuration", memory.config_hash, ledger.TAG_CONFIG_HASH),
+        ("model", memory.origin.model_fingerprint, ledger.TAG_MODEL),
+        ("configuration", memory.origin.config_hash, ledger.TAG_CONFIG_HASH),
     ):
         if found != record.tags.get(tag):
             raise UserError(
@@ -79,3 +80,17 @@ def memory_of(record: RunRecord, uri: str) -> StoredMemory:
                 f"({str(record.tags.get(tag))[:12]}): its log was changed, nothing is certified"
             )
     return memory
+
+
+def origin_of(loaded: LoadedModel, config: Config) -> Origin:
+    """What a memory of this model and configuration is made with."""
+    return Origin(
+        model_fingerprint=loaded.fingerprint,
+        config_hash=config_hash(config),
+        model=config.model.name_or_path,
+        model_settings=settings_of(loaded.model),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        tokenizer_sha256=tokenizer_hash(loaded.tokenizer),
+        repeat_bos=config.data.repeat_bos,
+        document_separator=config.data.document_separator,
+    )

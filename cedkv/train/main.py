@@ -39,6 +39,7 @@ from cedkv.train.dual import dual_metrics
 from cedkv.train.experiment import Experiment, prepare
 from cedkv.train.follow import Follower, by_first
 from cedkv.train.launch import join
+from cedkv.train.logged import origin_of
 from cedkv.train.loop import Trainer
 from cedkv.train.mlflow_pages import enter_model, note_data, run_name
 from cedkv.train.outcome import Outcome
@@ -347,8 +348,7 @@ def _log_memory(run: RunLog, experiment: Experiment, k: int) -> None:
             Path(folder),
             experiment.bank,
             k,
-            experiment.loaded.fingerprint,
-            config_hash(experiment.config),
+            origin_of(experiment.loaded, experiment.config),
         )
         run.log_file(ledger.MEMORY_TENSORS, tensors)
         run.log_file(ledger.MEMORY_META, meta)

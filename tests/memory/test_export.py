@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from hashlib import sha256
 
 import pytest
@@ -11,19 +12,19 @@ from safetensors.torch import load_file, save
 
 from cedkv.core.errors import UserError
 from cedkv.injection import inject
-from cedkv.memory.export import read_memory, write_memory
+from cedkv.memory.export import Origin, read_memory, write_memory
+
+ORIGIN = Origin("f" * 64, "c" * 64, "mine", {"hidden_size": 32}, "float32", "t" * 64, False, "\n")
 
 
 def test_the_written_states_are_the_injected_ones(tiny, tmp_path):
     model = tiny("qwen3")
     bank = tiny.bank(model, share="layer", sink_slots=1)
-    tensors, described = write_memory(tmp_path, bank, 4, "fingerprint", "hash")
+    tensors, described = write_memory(tmp_path, bank, 4, ORIGIN)
     memory = read_memory(tensors, described)
-    assert (memory.documents, memory.model_fingerprint, memory.config_hash) == (
-        bank.documents,
-        "fingerprint",
-        "hash",
-    )
+    assert (memory.documents, memory.origin) == (bank.documents, ORIGIN)
+    assert torch.equal(memory.slot_weights, bank.mixture(4).weights)
+    assert memory.provenance == {}
     read, stored = memory.states, load_file(tensors)
     ids, rows = tiny.tokens(3, 6), torch.tensor([2, 1, 0])
     with inject(model, bank.states(4).detach(), rows):
@@ -37,10 +38,10 @@ def test_the_written_states_are_the_injected_ones(tiny, tmp_path):
 
 def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, tmp_path):
     bank = tiny.bank(tiny("qwen3"), mixture=(2,), sink_slots=1)
-    _, described = write_memory(tmp_path, bank, 4, "f" * 64, "c" * 64)
+    _, described = write_memory(tmp_path, bank, 4, ORIGIN)
     meta = json.loads(described.read_text())
-    assert meta["format"] == 3
-    assert (meta["model_fingerprint"], meta["config_hash"]) == ("f" * 64, "c" * 64)
+    assert meta["format"] == 4
+    assert meta["origin"] == asdict(ORIGIN)
     assert meta["documents"] == ["d0", "d1", "d2"]
     assert (meta["mode"], meta["share"], meta["topk"]) == ("v_only", "shared", 4)
     assert meta["layers"] == {"injection": [1, 2], "mixture": [2]}
@@ -63,17 +64,28 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
         (lambda t, d: t.unlink(), "cannot be read"),
         (lambda t, d: d.write_text("{"), "cannot be read"),
         (lambda t, d: _change(d, "layers", {"injection": [1, 3]}), r"cannot be read \(KeyError: 'keys\.3'\)"),
-        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads \\(1, 2, 3\\)"),
+        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads \\(1, 2, 3, 4\\)"),
         (lambda t, d: _change(d, "slots", 9), "not of 3 documents and 9 slots"),
         (lambda t, d: _change(d, "documents", ["d0"]), "not of 1 documents"),
+        (lambda t, d: _change(d, "documents", ["d0", "d0", "d1"]), "not names, each its own"),
+        (lambda t, d: _change(d, "origin", {"pickle": 1}), r"cannot be read \(TypeError"),
         (lambda t, d: _agreed(t, d, _poisoned(t)), "is not finite"),
     ],
 )
 def test_a_damaged_memory_is_refused(tiny, tmp_path, spoil, says):
-    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, "f", "c")
+    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, ORIGIN)
     spoil(tensors, described)
     with pytest.raises(UserError, match=says):
         read_memory(tensors, described)
+
+
+def test_a_memory_of_format_3_is_read(tiny, tmp_path):
+    """As runs logged them before: what it was made with stood beside the rest, and was less."""
+    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, ORIGIN)
+    meta = json.loads(described.read_text())
+    meta.pop("origin")
+    described.write_text(json.dumps(meta | {"format": 3, "model_fingerprint": "f", "config_hash": "c"}))
+    assert read_memory(tensors, described).origin == Origin("f", "c")
 
 
 def _change(described, key, value):

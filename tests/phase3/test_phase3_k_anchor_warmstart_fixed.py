@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cedkv.core.errors import UserError
 from cedkv.injection import capture
-from cedkv.memory.export import write_memory
+from cedkv.memory.export import Origin, write_memory
 from cedkv.train.loop import Trainer
 
 
@@ -100,7 +100,7 @@ def test_anti_steering_decides_the_anchors_once_and_is_not_read_again(small_expe
 
 def test_anchors_are_written_as_chunk_layer_and_position(small_experiment, tmp_path):
     bank = small_experiment().bank
-    _, described = write_memory(tmp_path, bank, 4, "model", "configuration")
+    _, described = write_memory(tmp_path, bank, 4, Origin("model", "configuration"))
     written = json.loads(described.read_text())["anchors"]
     assert [[tuple(a.values()) for a in slots] for slots in written] == [list(d) for d in bank.anchors]
     assert all(a.keys() == {"chunk", "layer", "position"} for slots in written for a in slots)
