@@ -59,7 +59,7 @@ SIZES: Mapping[str, Any] = {
     **_each(8, "mamba_d_head mamba_headdim mamba_head_dim linear_key_head_dim linear_value_head_dim"),
     **_each(8, "mamba_d_state state_size ssm_state_size mamba_dt_rank chunk_size mamba_chunk_size"),
     **_each(1, "n_groups mamba_n_groups mamba_ngroups"),
-    "initializer_range": 0.2,  # attention that matters: at 0.02 it is all but uniform
+    **_each(0.2, "initializer_range init_std"),  # attention that matters: at 0.02 it is all but uniform
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,

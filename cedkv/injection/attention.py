@@ -207,9 +207,7 @@ def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
     for name in ("indices", "block_indices", "position_bias"):
         if kwargs.get(name) is not None:
             family = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
-            raise UnreachableError(
-                family, f"attends by {name!r}, which counts keys from the front, where slots would stand"
-            )
+            raise UnreachableError(family, f"chooses or weighs keys by their place ({name!r})")
 
 
 def _rows(slots: Tensor, rows: Tensor | None, batch: int) -> Tensor:

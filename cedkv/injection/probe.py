@@ -66,9 +66,7 @@ def _calls(model: PreTrainedModel, ids: Tensor, layers: Sequence[int]) -> Mappin
             "ignored there: choose other layers in phase3.layer_scope or another family"
         )
     if len(set(everything)) < len(everything) or any(len(calls) > 1 for calls in seen.values()):
-        raise UnreachableError(
-            family, "attends several times under one layer's number, each time with other keys"
-        )
+        raise UnreachableError(family, "attends several times in a pass under one layer number")
     if any(calls[0].key.shape[2] != ids.shape[1] for calls in seen.values()):
         raise UnreachableError(family, "attends to other keys than one for each token")
     return {layer: calls[0] for layer, calls in seen.items()}
@@ -103,7 +101,7 @@ def _check_document(model: PreTrainedModel, ids: Tensor, read: Tensor) -> None:
         reason = (
             "does not take position ids"
             if torch.equal(behind, alone)
-            else "is told more by a document it reads than by the keys and values the document leaves"
+            else "is told more by a document than its keys and values say"
         )
         raise UnreachableError(model.config.model_type, reason)
 

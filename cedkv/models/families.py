@@ -20,13 +20,11 @@ from transformers import (
 from cedkv.core.errors import UserError
 from cedkv.models.layers import attention_modules
 
-NO_ATTENTION = "has no attention, so that a key/value memory has nowhere to go"
-UNROUTED = "does not route its attention through transformers' attention interface, so that injected slots would be ignored"
-RECURRENT = (
-    "keeps part of what it reads in recurrent or convolutional states, where no slots can stand in for it"
-)
+NO_ATTENTION = "has no attention"
+UNROUTED = "does not route its attention through transformers' attention interface"
+RECURRENT = "keeps part of what it reads in recurrent or convolutional states"
 NAMED: Mapping[str, str] = {
-    "beam": "scales queries by their position, so that a prompt attends otherwise alone than behind a document",
+    "beam": "scales every query by its position",
     "moshi": "attends further back without a cache than with one",
     "rwkv": NO_ATTENTION,
     "xlstm": NO_ATTENTION,
@@ -39,8 +37,8 @@ class UnreachableError(UserError):
 
     def __init__(self, family: str, reason: str) -> None:
         super().__init__(
-            f"model family {family!r} {reason}: use a family that takes slots (docs/architectures.md lists them: llama, qwen3, "
-            "gemma3, mistral, gpt2, ...)"
+            f"model family {family!r} {reason}, so that slots cannot stand in for a document there: use a family that takes "
+            "slots (llama, qwen3, gemma3, mistral, gpt2 and many more, see docs/architectures.md)"
         )
         self.reason = reason
 
@@ -68,7 +66,7 @@ def refuse_without_attention(model: PreTrainedModel) -> None:
     """Refuse a model in which no module is recognised as causal attention."""
     if not attention_modules(model):
         raise UnreachableError(
-            model.config.model_type, "has no causal attention modules that slots could join"
+            model.config.model_type, "has no attention modules that are known to be causal"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -74,8 +75,9 @@ def load_model(
             model, tokenizer, random = _read(source, getattr(torch, dtype), trust_remote_code)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
+        said = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip()
+        reason = (said or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model.name_or_path {name_or_path!r} cannot be loaded ({reason}): give 'embedded', a folder with config.json, "
             "model.safetensors and tokenizer.json, or the name of a cached hub model"
