@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, look, repeat, tune
+from cedkv.cli import bench, commands, judge, look, repeat, tune, use
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -49,6 +49,13 @@ def _build() -> argparse.ArgumentParser:
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
     _tune(command("tune", "search settings: a study of trials, each a run of the log", tune.tune))
+    _memory(
+        subparsers.add_parser(
+            "memory", help="export a run's memory, and look at memories", allow_abbrev=False
+        )
+    )
+    _generate(command("generate", "continue a prompt with and without a memory, side by side", use.generate))
+    _doctor(command("doctor", "say whether memories work in a model, and what they cost", use.doctor))
     _store(
         command(
             "sync",
@@ -233,6 +240,82 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     _store(parser)
 
 
+def _memory(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, summary: str, run: _Run) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    export = action("export", "write the memory of a run that passed to a folder", use.export)
+    export.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
+    export.add_argument("--out", metavar="DIR", help="a new folder; default: memory-RUN")
+    export.add_argument("--force", action="store_true", help="whatever the gates say; their verdict is in it")
+    _store(export)
+    inspect = action("inspect", "print what a memory is", use.inspect)
+    inspect.add_argument("folder", metavar="DIR", help="an exported memory")
+    inspect.add_argument(
+        "--state", metavar="NAME", help="its slots one by one: anchor, atom types, candidates"
+    )
+    inspect.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+    diff = action("diff", "say in what two memories differ; status 10 where they do", use.diff)
+    diff.add_argument("folder", metavar="DIR", help="an exported memory")
+    diff.add_argument("other", metavar="OTHER", help="another one")
+    verify = action("verify", "check a memory: hash, shapes, numbers; its model; its run", use.verify)
+    verify.add_argument("folder", metavar="DIR", help="an exported memory")
+    _model_of(verify, "check that it was made for this one")
+    verify.add_argument(
+        "--log", action="store_true", help="check that its run logged it; what its log says now"
+    )
+    _store(verify)
+
+
+def _model_of(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--model", metavar="NAME", help=f"folder, hub name or 'embedded': {what}")
+    parser.add_argument("--device", default="auto", help="of the model: auto, cpu, cuda (%(default)s)")
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("memory", metavar="MEMORY", help="an exported memory, or the id of a run")
+    parser.add_argument("prompt", metavar="PROMPT", help="what is continued")
+    parser.add_argument(
+        "--state",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the document whose slots are attached; again for several",
+    )
+    parser.add_argument(
+        "--document",
+        metavar="FILE",
+        help="its text, for the way with the document in front; of a run it is known",
+    )
+    _model_of(parser, "default: the one it was made for")
+    parser.add_argument("--tokens", metavar="N", type=_count, default=32, help="at most (%(default)s)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=_temperature, default=0.0, help="0: greedy (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn (%(default)s)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+    _store(parser)
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name or 'embedded'")
+    parser.add_argument(
+        "--layers",
+        metavar="SCOPE",
+        default="top25",
+        help="where slots go: topNN, all or full_attention (%(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+
+
 def _config(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, summary, run in (
@@ -318,6 +401,16 @@ def _minutes(text: str) -> float:
         number = 0.0
     if not 0.0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes over 0")
+    return number
+
+
+def _temperature(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature, 0 or more")
     return number
 
 

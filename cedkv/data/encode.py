@@ -73,7 +73,7 @@ def encode_corpus(
     """
     separator = config.data.document_separator
     contexts = tuple(_context(tokenizer, d, separator) for d in corpus.documents)
-    skipped = 0 if config.data.repeat_bos else _leading_special(tokenizer)
+    skipped = 0 if config.data.repeat_bos else leading_special(tokenizer)
     index = {document.id: n for n, document in enumerate(corpus.documents)}
     on_train, on_eval = (
         tuple(_on(tokenizer, row, index[row.document]) for row in rows)
@@ -98,7 +98,7 @@ def _context(tokenizer: FastTokenizer, document: Document, separator: str) -> En
     return EncodedContext(document.id, encoded.ids, token_roles(whole, encoded))
 
 
-def _leading_special(tokenizer: FastTokenizer) -> int:
+def leading_special(tokenizer: FastTokenizer) -> int:
     """How many special tokens this tokenizer puts before a text."""
     special = set(tokenizer.all_special_ids)
     ids = encode_prompt(tokenizer, "a", name="probe")

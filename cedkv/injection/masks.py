@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.masking_utils import sdpa_mask
 
 from cedkv.memory.state import States
@@ -23,8 +24,12 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return k[None, :] <= q[:, None] + (keys - queries)
 
 
-def with_slots(states: States, window: int | None, mask: Tensor | None, queries: int, length: int) -> Tensor:
-    """`mask` [B or 1, 1, Q, T] with S columns for the slots in front."""
+def with_slots(
+    states: States, window: int | None, mask: Tensor | None, queries: int, length: int
+) -> Tensor | None:
+    """`mask` [B or 1, 1, Q, T] with S columns for the slots in front; None where there was none and one query sees it all."""
+    if mask is None and queries == 1 and states.positions is None:
+        return None
     device = next(iter(states.keys.values())).device
     if mask is None:  # unpadded: the mask that sdpa would have implied
         mask = causal_mask(queries, length, device)[None, None]
@@ -40,8 +45,14 @@ def with_slots(states: States, window: int | None, mask: Tensor | None, queries:
     return torch.cat([visible.expand(mask.shape[0], mask.shape[1], -1, -1), mask], dim=3)
 
 
-def with_bias(mask: Tensor, bias: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """`mask` [B or 1, 1, Q, S + T] with `bias` [B, H or G, S] on its slots, additive and for every query head: [B, H, Q, S + T]."""
+def with_bias(mask: Tensor | None, bias: Tensor, heads: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """`mask` [B or 1, 1, Q, S + T] with `bias` [B, H or G, S] on its slots, additive and for every query head: [B, H, Q, S + T].
+
+    Without a mask one query sees all of the `keys` = S + T.
+    """
+    if mask is None:
+        per_head = bias.to(dtype).repeat_interleave(heads // bias.shape[1], dim=1)
+        return functional.pad(per_head, (0, keys - bias.shape[2]))[:, :, None]
     if mask.dtype == torch.bool:
         mask = additive(mask, dtype)
     per_head = bias.to(mask.dtype).repeat_interleave(heads // bias.shape[1], dim=1)[:, :, None]
@@ -77,9 +88,14 @@ def skippable(allowed: bool) -> Iterator[None]:
         _SKIPPABLE.reset(token)
 
 
-def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Sdpa's mask, not skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
-    return sdpa_mask(*args, **(kwargs if _SKIPPABLE.get() else {**kwargs, "allow_is_causal_skip": False}))
+def full_mask(batch_size: int, q_length: int, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Sdpa's mask, not skipped: with slots in front, `is_causal` would crop the keys to the first Q.
+
+    One query is never causal: it sees everything that its cache holds, and slots as well.
+    """
+    if q_length > 1 and not _SKIPPABLE.get():
+        kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(batch_size, q_length, *args, **kwargs)
 
 
 _REPLACED: ContextVar[bool] = ContextVar("cedkv_masks_replaced", default=False)

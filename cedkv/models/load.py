@@ -40,8 +40,13 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model was made for; no bound where its configuration names none."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+        """Tokens the model was made for."""
+        return context_length(self.model)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens a model was made for; no bound where its configuration names none."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
 
 
 def kept_to_cpu(env: Mapping[str, str]) -> bool:

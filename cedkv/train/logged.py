@@ -70,6 +70,12 @@ def memory_of(record: RunRecord, uri: str) -> StoredMemory:
     with tempfile.TemporaryDirectory() as folder:
         paths = (ledger.MEMORY_TENSORS, ledger.MEMORY_META)
         memory = read_memory(*fetch(record.run_id, paths, uri, Path(folder)))
+    check_memory(memory, record)
+    return memory
+
+
+def check_memory(memory: StoredMemory, record: RunRecord) -> None:
+    """Raise `UserError` where a memory that a run holds is not the run's own."""
     for name, found, tag in (
         ("model", memory.origin.model_fingerprint, ledger.TAG_MODEL),
         ("configuration", memory.origin.config_hash, ledger.TAG_CONFIG_HASH),
@@ -77,9 +83,8 @@ def memory_of(record: RunRecord, uri: str) -> StoredMemory:
         if found != record.tags.get(tag):
             raise UserError(
                 f"the memory of run {record.run_id} was made with another {name} ({found[:12]}) than the run "
-                f"({str(record.tags.get(tag))[:12]}): its log was changed, nothing is certified"
+                f"({str(record.tags.get(tag))[:12]}): its log was changed, nothing of it is used"
             )
-    return memory
 
 
 def origin_of(loaded: LoadedModel, config: Config) -> Origin:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cedkv.data.batching import every_nth, pad_left
+from cedkv.data.records import OffPrompt
 from cedkv.evaluate import SlotMass, StressResult, answer_log_probs, mean_kl, next_log_probs, score_answers
 from cedkv.injection import inject
 from cedkv.memory.state import States
@@ -15,16 +18,22 @@ from cedkv.train.experiment import Experiment
 
 def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow, ...]:
     """One row per prompt of the fixed stress set, in its order."""
-    names = experiment.bank.documents
-    tokenizer = experiment.loaded.tokenizer
+    sources = [row.source for row in experiment.encoded.stress]
+    return stress_table(sources, result, experiment.bank.documents, experiment.loaded.tokenizer)
+
+
+def stress_table(
+    prompts: Sequence[OffPrompt], result: StressResult, names: Sequence[str], tokenizer: Tokenizer
+) -> tuple[StressRow, ...]:
+    """One row per OFF prompt; ``names`` are those of the states."""
     delta, worst = result.delta.tolist(), result.worst_state.tolist()
     typical, assigned = result.typical.tolist(), result.typical_state.tolist()
     student = result.student_top.gather(1, result.worst_state[:, None])[:, 0].tolist()
     return tuple(
         StressRow(
-            id=row.source.id,
-            prompt=row.source.prompt,
-            family=row.source.family,
+            id=row.id,
+            prompt=row.prompt,
+            family=row.family,
             stress_delta=delta[u],
             state=names[worst[u]],
             typical=typical[u],
@@ -32,9 +41,7 @@ def stress_rows(experiment: Experiment, result: StressResult) -> tuple[StressRow
             base_top=_shown(tokenizer, base_top),
             student_top=_shown(tokenizer, student[u]),
         )
-        for u, (row, base_top) in enumerate(
-            zip(experiment.encoded.stress, result.base_top.tolist(), strict=True)
-        )
+        for u, (row, base_top) in enumerate(zip(prompts, result.base_top.tolist(), strict=True))
     )
 
 
