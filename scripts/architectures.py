@@ -79,7 +79,8 @@ def page(table: Mapping[str, Any]) -> str:
         "",
         (
             "A *sliding* layer was tried with a window shorter than the document, a *chunked* one with both in one chunk: documents that do "
-            "not fit are refused. A family with an optional window was tried with one."
+            "not fit are refused. A family with an optional window was tried with one; those that can look both ways (`bert`) were told to "
+            "look back only."
         ),
         "",
         *markdown_table(

@@ -101,7 +101,7 @@ def _check_document(model: PreTrainedModel, ids: Tensor, read: Tensor) -> None:
         reason = (
             "does not take position ids"
             if torch.equal(behind, alone)
-            else "is told more by a document than its keys and values say"
+            else "takes more from a document than its keys and values"
         )
         raise UnreachableError(model.config.model_type, reason)
 

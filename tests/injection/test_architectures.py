@@ -124,7 +124,7 @@ def test_half_precision_keeps_what_does_not_depend_on_rounding(family):
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
 def test_what_a_document_leaves_outside_of_keys_and_values_is_noticed_without_a_name(family, dtype):
     model = miniatures.miniature(family).to(dtype)
-    with pytest.raises(UserError, match=f"'{family}' is told more by a document than its keys and values"):
+    with pytest.raises(UserError, match=f"'{family}' takes more from a document than its keys and values"):
         check_routed(model, layers_of(model))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -83,6 +84,20 @@ def test_layers_run_again_with_the_memory_of_their_own_block(tiny, reentrant):
         with block:
             loss.backward()
         torch.testing.assert_close(by.grad, wanted.grad, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_backward_pass_may_run_in_another_thread(tiny, reentrant):
+    """As it does on a GPU: threads inherit no block."""
+    found = []
+    for of in (None, reentrant):
+        model, by = checkpointed(tiny, "llama", of), torch.ones(3, requires_grad=True)
+        with inject(model, scaled(tiny.memory(tiny("llama")), by)):
+            loss = loss_of(model, tiny.tokens(2, 9))
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(loss.backward).result()
+        found.append(by.grad)
+    torch.testing.assert_close(found[1], found[0], atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
