@@ -285,6 +285,8 @@ def inject(
 ) -> Iterator[None]:
     """Within the block, `model` attends to `states` before its own keys.
 
+    Layers that gradient checkpointing runs again in the backward pass attend to them then, too, wherever that pass runs.
+
     Args:
         states: what to inject; None injects nothing (and the model is untouched, bitwise).
         rows: [B] index of the state each row of the batch gets; None gives the one state to every row. A batch of
