@@ -17,7 +17,8 @@ from cedkv.core.losses import kl_divergence, kl_from_logits
 from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import Padded, pad_left
 from cedkv.injection import inject
-from cedkv.injection.attention import Attended, armed
+from cedkv.injection.attention import armed
+from cedkv.injection.calls import Attended
 from cedkv.injection.resume import resume_product
 from cedkv.injection.storage import gathered
 from cedkv.injection.tree import Ids, Packed

@@ -1,6 +1,7 @@
 """Injection: slots in the attention of a frozen model, and what the model's attention tells about a document."""
 
-from cedkv.injection.attention import AttentionCall, inject, observe
+from cedkv.injection.attention import inject, observe
+from cedkv.injection.calls import AttentionCall
 from cedkv.injection.capture import attention_to, capture, positions_behind
 from cedkv.injection.probe import check_routed
 

@@ -14,13 +14,14 @@ Shapes: B rows, H query heads, G kv heads, Q queries, T keys, S slots, D head si
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,103 +30,20 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
+from cedkv.injection.calls import AttentionCall, Observer
 from cedkv.injection.masks import (
     additive,
-    causal_mask,
     full_mask,
     skippable,
     unless_replaced,
     with_bias,
     with_slots,
 )
+from cedkv.injection.replay import Block
 from cedkv.injection.switch import PREFIX, members, switched
 from cedkv.memory.state import States
+from cedkv.models.families import UnreachableError
 from cedkv.models.layers import AttentionLayer, attention_modules
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """What one layer hands to its attention function, with the slots (if any) already prepended to keys, values and mask."""
-
-    layer: int
-    query: Tensor  # [B, H, Q, D]
-    key: Tensor  # [B, G, S + T, D]
-    value: Tensor  # [B, G, S + T, D]
-    mask: Tensor | None  # bool or additive float, [B or 1, 1, Q, S + T]
-    scaling: float
-    slots: int
-    softcap: float | None = None  # Gemma 2: scores are c · tanh(score / c)
-    sinks: Tensor | None = None  # gpt-oss: [H], a score per head that takes weight and gives nothing
-    last: Tensor | None = (
-        None  # [B, K] the queries that count as the last ones, where these are not at the end
-    )
-
-    def last_weights(self, queries: int) -> Tensor:
-        """Attention weights [B, H, queries, S + T] of the last `queries` positions, recomputed in float32.
-
-        They sum to one, or to less where the model has sinks.
-        """
-        scores = self.scores(queries)
-        if self.sinks is None:
-            return scores.softmax(-1)
-        sinks = wide(self.sinks)[None, :, None, None].expand(*scores.shape[:3], 1)
-        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
-
-    def scores(self, queries: int) -> Tensor:
-        """What the last `queries` positions give every key before the softmax: [B, H, queries, S + T], float32 at least."""
-        groups = self.query.shape[1] // self.key.shape[1]
-        key = wide(self.key).repeat_interleave(groups, dim=1)
-        mask = self.mask
-        if mask is None:
-            mask = causal_mask(self.query.shape[2], self.key.shape[2], key.device)[None, None]
-        query, mask = (last_of(x, self.last, queries) for x in (self.query, mask))
-        scores = wide(query) @ key.transpose(-1, -2) * self.scaling
-        if self.softcap is not None:
-            scores = self.softcap * (scores / self.softcap).tanh()
-        # An additive mask hides a key by the smallest number of its type: in half precision no more than -65504.
-        return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + wide(mask)
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def last_of(x: Tensor, last: Tensor | None, queries: int) -> Tensor:
-    """The last `queries` of axis 2 of `x` [B or 1, H or 1, Q, ...]; of the places `last` [B, K] where these are given."""
-    if last is None:
-        return x[:, :, -queries:]
-    at = last[:, -queries:]
-    rows = torch.arange(at.shape[0], device=at.device)[:, None] if x.shape[0] > 1 else 0
-    return x.transpose(1, 2)[rows, at].transpose(1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class MergedCall:
-    """What an observer sees of a layer whose slots were merged into attention that had been computed before."""
-
-    layer: int
-    slots: int
-    weights: Tensor  # [B, H, Q, S], of the slots only
-    last: Tensor | None = None  # as in `AttentionCall`
-
-    def last_weights(self, queries: int) -> Tensor:
-        """Attention weights [B, H, queries, S] of the last `queries` positions on the slots."""
-        return last_of(self.weights, self.last, queries)
-
-
-class Attended(Protocol):
-    """What is left to see of a layer however its slots came in."""
-
-    @property
-    def slots(self) -> int:
-        """How many there are."""
-
-    def last_weights(self, queries: int) -> Tensor:
-        """Attention weights [B, H, queries, S ...] of the last `queries` positions, slots first."""
-
-
-Observer = Callable[[AttentionCall], None]
 
 
 class Tail:
@@ -171,6 +89,21 @@ class _Active:
     observer: Observer | None
     packing: Packing | None = None
 
+    def taken(self) -> list[Tensor]:
+        """Keys, values and, where there are any, biases of the slots at this layer."""
+        if self.states is None:
+            return []
+        slots = self.states.at(self.layer.index)
+        return [x for x in (slots.key, slots.value, slots.bias) if x is not None]
+
+    def again(self, taken: Sequence[Tensor]) -> _Active:
+        """The same with other such tensors, and seen by nobody."""
+        if self.states is None:
+            return replace(self, observer=None)
+        key, value, *bias = ({self.layer.index: x} for x in taken)
+        states = States(key, value, self.states.positions, bias[0] if bias else None)
+        return replace(self, states=states, observer=None)
+
 
 # Keyed by module, so that blocks of different models can stand inside one another.
 _ACTIVE: ContextVar[Mapping[nn.Module, _Active]] = ContextVar("cedkv_active", default=MappingProxyType({}))
@@ -210,6 +143,7 @@ def _attention(
         kwargs["is_causal"] = False
     if states is not None and layer in states.keys:
         _refuse_sparse(module, kwargs)
+        _refuse_chunks(active.layer, states, key.shape[2])
         states = _in_reach(states, layer, active.layer.window)
         slots, length, batch = states.slots, key.shape[2], key.shape[0]
         attention_mask = with_slots(states, active.layer.window, attention_mask, query.shape[2], length)
@@ -256,14 +190,24 @@ def _in_reach(states: States, layer: int, window: int | None) -> States:
     return States({layer: key[:, :, out:]}, {layer: value[:, :, out:]}, states.positions[out:])
 
 
+def _refuse_chunks(layer: AttentionLayer, states: States, length: int) -> None:
+    """A layer that attends in chunks counts them from the front of the teacher's context, where the document is."""
+    if states.positions is None or layer.chunk is None:
+        return
+    total = states.slots + length
+    if total > layer.chunk:
+        raise UserError(
+            f"layer {layer.index} attends in chunks of {layer.chunk} tokens, but a document and what is read behind it are {total}: "
+            "split the document into shorter ones"
+        )
+
+
 def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
     """Arguments that name keys by their place would mean other keys once slots stand in front."""
-    for name in ("indices", "position_bias"):
+    for name in ("indices", "block_indices", "position_bias"):
         if kwargs.get(name) is not None:
-            raise UserError(
-                f"{type(module).__name__} attends by {name!r}, which counts keys from the front: slots cannot stand there; "
-                "use a model with dense attention"
-            )
+            family = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+            raise UnreachableError(family, f"chooses or weighs keys by their place ({name!r})")
 
 
 def _rows(slots: Tensor, rows: Tensor | None, batch: int) -> Tensor:
@@ -291,19 +235,10 @@ def _activated(
     model: PreTrainedModel, own: Mapping[nn.Module, AttentionLayer], modules: Mapping[nn.Module, _Active]
 ) -> Iterator[None]:
     """Within the block `modules` do this and the others of the model's `own` nothing, whatever an outer block said."""
-    if (
-        modules
-        and model.training
-        and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    ):
-        raise UserError(
-            "gradient checkpointing runs the forward pass again outside the injection, without the slots: switch it off, "
-            "or call model.eval(): a frozen model needs neither"
-        )
     others = {module: active for module, active in _ACTIVE.get().items() if module not in own}
     here = _HERE.get()
     inside = here if members(model) in here else (*here, members(model))
-    with switched(model) if modules else nullcontext():
+    with switched(model, partial(_taken, model)) if modules else nullcontext():
         tokens = _ACTIVE.set({**others, **modules}), _HERE.set(inside)
         try:
             yield
@@ -312,13 +247,30 @@ def _activated(
             _HERE.reset(tokens[1])
 
 
+def _taken(model: PreTrainedModel, module: nn.Module) -> tuple[list[Tensor], Block]:
+    """The slots that attention within `module` gets now, and the block this happens in (see `cedkv.injection.replay`)."""
+    inside = set(module.modules())
+    now = {attention: active for attention, active in _ACTIVE.get().items() if attention in inside}
+    parts = [active.taken() for active in now.values()]
+
+    def block(given: Sequence[Tensor]) -> AbstractContextManager[None]:
+        rest = iter(given)
+        modules = {
+            attention: active.again(list(islice(rest, len(part))))
+            for (attention, active), part in zip(now.items(), parts, strict=True)
+        }
+        return _activated(model, attention_modules(model), modules)
+
+    return [x for part in parts for x in part], block
+
+
 @contextmanager
 def armed(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, entering and leaving an injection is cheap: the model's attention is switched over once.
 
     Layers without slots still call the stock function, as they do inside any injection.
     """
-    with switched(model), _activated(model, attention_modules(model), {}):
+    with switched(model, partial(_taken, model)), _activated(model, attention_modules(model), {}):
         yield
 
 
@@ -332,6 +284,8 @@ def inject(
     packing: Mapping[nn.Module, Packing] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Within the block, `model` attends to `states` before its own keys.
+
+    Layers that gradient checkpointing runs again in the backward pass attend to them then, too, wherever that pass runs.
 
     Args:
         states: what to inject; None injects nothing (and the model is untouched, bitwise).

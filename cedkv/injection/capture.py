@@ -1,8 +1,9 @@
 """Read a document's atoms, and where prompts look in it, from the model's own forward pass.
 
-A document is captured at negative positions, so that it ends where a prompt begins: the keys come out of the model's
-own rotary module already at the distance at which the prompt meets them in the teacher's context. Models with learned
-absolute positions are captured from position 0, as they stand, and their prompts follow behind.
+A document is captured with its rotation counted from negative positions, so that it ends where a prompt begins: the keys
+come out of the model's own rotary module already at the distance at which the prompt meets them in the teacher's context.
+Whatever else asks for positions gets those of the teacher's context, from 0. Models with learned absolute positions are
+captured as they stand, and their prompts follow behind.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cedkv.injection.attention import AttentionCall, inject, observe
+from cedkv.injection.attention import inject, observe
+from cedkv.injection.calls import AttentionCall
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.state import States
-from cedkv.models.layers import attention_modules, uses_rope
+from cedkv.models.layers import attention_modules, rotated, uses_rope
 
 
 @torch.no_grad()
@@ -39,17 +41,16 @@ def capture(
         keys[call.layer], values[call.layer] = call.key[0].clone(), call.value[0].clone()
 
     size = len(ids)
-    behind = torch.arange(size, device=model.device) - size
-    positions = behind + (distance if uses_rope(model) else size)
+    positions = torch.arange(size, device=model.device)
     layers = tuple(layer.index for layer in attention_modules(model).values())
-    with observe(model, layers, keep):
+    with observe(model, layers, keep), rotated(model, distance - size):
         model(
             input_ids=torch.tensor([ids], device=model.device),
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=1,
         )
-    return Atoms(name, types, behind, keys, values)
+    return Atoms(name, types, positions - size, keys, values)
 
 
 def positions_behind(model: PreTrainedModel, whole: States, length: int, distance: int = 0) -> Tensor:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_similar_length, pad_left
-from cedkv.injection.attention import AttentionCall, observe
+from cedkv.injection.attention import observe
+from cedkv.injection.calls import AttentionCall
 from cedkv.injection.merge import OwnAttention, own_attention
 from cedkv.injection.storage import Room
 from cedkv.injection.tree import Ids

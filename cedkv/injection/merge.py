@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cedkv.injection.attention import AttentionCall, last_of, wide
+from cedkv.injection.calls import AttentionCall, last_of, wide
 from cedkv.memory.state import LayerSlots
 
 

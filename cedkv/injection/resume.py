@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cedkv.injection.attention import Attended, Captured, MergedCall, Packing, Tail, inject
+from cedkv.injection.attention import Captured, Packing, Tail, inject
+from cedkv.injection.calls import Attended, MergedCall
 from cedkv.injection.masks import no_masks
 from cedkv.injection.merge import OwnAttention
+from cedkv.injection.replay import refuse_checkpointing
 from cedkv.injection.tree import Packed
 from cedkv.injection.trunk import NoShortcutError, Shortcut, Trunk, whole_pass
 from cedkv.memory.state import States
@@ -109,6 +111,7 @@ def _from_first(
     model: PreTrainedModel, trunk: Trunk, packed: Packed, injected: _Injected, *, filled: bool
 ) -> Tensor:
     """Logits [R, K, V]; `filled`: the last layer's output is filled up to the length of the input."""
+    refuse_checkpointing(model)
     states, times = injected.states, injected.times
     ids = _each(trunk.tokens(packed.nodes), times)
     layers = decoder_layers(model)

@@ -8,7 +8,7 @@ meanwhile: it would get the bare model where somebody believes that a memory is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -16,18 +16,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cedkv.core.errors import UserError
+from cedkv.injection.replay import Entry, replayed
+from cedkv.models.families import UNROUTED, UnreachableError
+from cedkv.models.layers import decoder_of
 
 PREFIX = "cedkv_"
 CARRIERS = ("sdpa", "eager")
 
 _LOCK = Lock()
-_BLOCKS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+_BLOCKS: WeakKeyDictionary[PreTrainedModel, tuple[int, ExitStack]] = WeakKeyDictionary()
+"""By decoder: how many blocks there are, and what is undone when the last one is left."""
 _MEMBERS: WeakKeyDictionary[PreTrainedModel, frozenset[nn.Module]] = WeakKeyDictionary()
 
 
 def implementation(model: PreTrainedModel) -> str:
     """What the model's attention is outside of all blocks."""
-    found: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    found: str = decoder_of(model).config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     return found.removeprefix(PREFIX)
 
 
@@ -40,39 +44,44 @@ def members(model: PreTrainedModel) -> frozenset[nn.Module]:
 
 
 @contextmanager
-def switched(model: PreTrainedModel) -> Iterator[None]:
+def switched(model: PreTrainedModel, entry: Entry) -> Iterator[None]:
     """Within the block, and within those of other threads, attention functions of the model are ours.
+
+    Args:
+        entry: what layers take from a block that they may be run again in (see `cedkv.injection.replay`).
 
     Raises:
         UserError: an implementation that cannot carry slots, or a family that does not let it be set.
     """
-    stock = implementation(model)
+    stock, decoder = implementation(model), decoder_of(model)
     if stock not in CARRIERS:
         raise UserError(
             f"attention implementation {stock!r} cannot carry slots: load the model with 'sdpa' or 'eager'"
         )
     with _LOCK:
-        before = _BLOCKS.get(model, 0)
-        if not before:
-            _switch(model, PREFIX + stock)
-        _BLOCKS[model] = before + 1
+        if decoder not in _BLOCKS:
+            with ExitStack() as ours:
+                ours.callback(replayed(decoder, entry))
+                _switch(decoder, PREFIX + stock)
+                ours.callback(_switch, decoder, stock)
+                _BLOCKS[decoder] = 0, ours.pop_all()
+        count, ours = _BLOCKS[decoder]
+        _BLOCKS[decoder] = count + 1, ours
     try:
         yield
     finally:
         with _LOCK:
-            _BLOCKS[model] -= 1
-            if not _BLOCKS[model]:
-                del _BLOCKS[model]
-                _switch(model, stock)
+            count, ours = _BLOCKS.pop(decoder)
+            if count > 1:
+                _BLOCKS[decoder] = count - 1, ours
+            else:
+                ours.close()
 
 
-def _switch(model: PreTrainedModel, name: str) -> None:
+def _switch(decoder: PreTrainedModel, name: str) -> None:
     """Set the attention implementation; transformers itself only warns where it cannot."""
-    if model.config._attn_implementation == name:  # noqa: SLF001
+    if decoder.config._attn_implementation == name:  # noqa: SLF001
         return
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:  # noqa: SLF001
-        raise UserError(
-            f"model family {model.config.model_type!r} does not route its attention through transformers' attention "
-            "interface, so injected slots would be ignored: use a family that does"
-        )
+    decoder.set_attn_implementation(name)
+    if decoder.config._attn_implementation != name:  # noqa: SLF001
+        raise UnreachableError(decoder.config.model_type, UNROUTED)

@@ -6,26 +6,32 @@ Scopes count *attention* layers: in a hybrid where one layer of four attends, `t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cedkv.core.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """One attention layer: the index the model gives it and its sliding window in tokens (None: global)."""
+    """One attention layer: the index the model gives it and its sliding window in tokens (None: global).
+
+    `chunk`: tokens of the blocks that a layer without a window may attend within (Llama 4); None where there are none.
+    """
 
     index: int
     window: int | None
+    chunk: int | None = None
 
 
 _FOUND: WeakKeyDictionary[PreTrainedModel, dict[nn.Module, AttentionLayer]] = WeakKeyDictionary()
+_DECODERS: WeakKeyDictionary[PreTrainedModel, ref[PreTrainedModel]] = WeakKeyDictionary()
 
 
 def attention_modules(model: PreTrainedModel) -> Mapping[nn.Module, AttentionLayer]:
@@ -46,18 +52,38 @@ def _attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionLayer
         if not isinstance(index, int) or getattr(module, "is_cross_attention", False):
             continue
         if getattr(module, "is_causal", False):
-            found[module] = AttentionLayer(index, _window(model, module, index))
+            config = model.config.get_text_config()
+            kind = _kind(config, index)
+            chunk = config.attention_chunk_size if kind == "chunked_attention" else None
+            found[module] = AttentionLayer(index, _window(config, module, kind), chunk)
     return dict(sorted(found.items(), key=lambda item: item[1].index))
 
 
-def _window(model: PreTrainedModel, module: nn.Module, index: int) -> int | None:
+def _kind(config: PreTrainedConfig, index: int) -> str | None:
+    """What the configuration calls this layer."""
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds is None else str(kinds[index])
+
+
+def _window(config: PreTrainedConfig, module: nn.Module, kind: str | None) -> int | None:
     """None where the configuration says that this layer has none, else the module's own, else the configuration's."""
-    config = model.config.get_text_config()
-    types = getattr(config, "layer_types", None)
-    if types is not None and types[index] != "sliding_attention":
+    if kind not in (None, "sliding_attention"):
         return None  # EXAONE 4 gives its global attention modules the number, too
     window: int | None = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     return window
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The innermost of transformers' models that holds all attention: in one that also sees, its language model."""
+    known = _DECODERS.get(model)
+    decoder = None if known is None else known()
+    if decoder is None:
+        attention, decoder = set(attention_modules(model)), model
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and attention and attention <= set(module.modules()):
+                decoder = module
+        _DECODERS[model] = ref(decoder)
+    return decoder
 
 
 @contextmanager
@@ -91,7 +117,29 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def uses_rope(model: PreTrainedModel) -> bool:
     """Whether positions enter by rotation, so that a key can be moved to another distance."""
-    return any("rotary" in type(module).__name__.lower() for module in model.modules())
+    return bool(_rotary(model))
+
+
+def _rotary(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if "rotary" in type(module).__name__.lower()]
+
+
+@contextmanager
+def rotated(model: PreTrainedModel, by: int) -> Iterator[None]:
+    """Within the block, rotation takes every token `by` positions further on than it is."""
+
+    def moved(value: Any) -> Any:
+        return value + by if isinstance(value, Tensor) and not value.is_floating_point() else value
+
+    def move(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
+
+    with ExitStack() as stack:
+        for module in _rotary(model):
+            stack.callback(module.register_forward_pre_hook(move, with_kwargs=True).remove)
+        yield
 
 
 def resolve_scope(scope: str | list[int] | tuple[int, ...], layers: list[AttentionLayer]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -18,15 +19,10 @@ from transformers import (
 )
 
 from cedkv.core.errors import UserError
+from cedkv.models.families import refuse_unrouted, refuse_without_attention
 from cedkv.models.identity import fingerprint
 from cedkv.models.quiet import quiet
 from cedkv.models.tiny import EMBEDDED
-
-# Families whose attention does not pass through transformers' attention interface: slots would be ignored.
-UNROUTED = frozenset(
-    "bloom codegen ctrl falcon gpt_neo gptj gpt_neox_japanese mpt openai-gpt reformer transfo-xl xglm xlnet".split()
-)
-ATTENTION_FREE = frozenset("falcon_mamba mamba mamba2 rwkv xlstm".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +65,6 @@ def pick_device(device: str) -> str:
     return device
 
 
-def refuse_unrouted(model_type: str) -> None:
-    """Refuse the families slots cannot reach, by name."""
-    if model_type in ATTENTION_FREE:
-        raise UserError(
-            f"model family {model_type!r} has no attention: a key/value memory has nowhere to go; use an attention model"
-        )
-    if model_type in UNROUTED:
-        raise UserError(
-            f"model family {model_type!r} does not route its attention through transformers' attention interface, "
-            "so injected slots would be ignored: use a family that does (llama, qwen2, qwen3, gemma3, mistral, gpt2, ...)"
-        )
-
-
 def load_model(
     name_or_path: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> LoadedModel:
@@ -97,12 +80,14 @@ def load_model(
             model, tokenizer, random = _read(source, getattr(torch, dtype), trust_remote_code)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
+        said = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip()
+        reason = (said or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model.name_or_path {name_or_path!r} cannot be loaded ({reason}): give 'embedded', a folder with config.json, "
             "model.safetensors and tokenizer.json, or the name of a cached hub model"
         ) from error
+    refuse_without_attention(model)
     if random:
         raise UserError(
             f"model.name_or_path {name_or_path!r} has no weights of the right shape for {len(random)} parameters "
@@ -120,7 +105,7 @@ def _read(source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any
     """Model, tokenizer and the parameters for which the checkpoint has no (fitting) weights."""
     options = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source, **options)
-    refuse_unrouted(config.model_type)
+    refuse_unrouted(config)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     # sdpa cannot apply Gemma 2's soft cap on logits; else transformers takes sdpa where the family has it.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)

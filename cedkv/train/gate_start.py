@@ -14,7 +14,8 @@ from cedkv.config import Config
 from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_similar_length, pad_left
 from cedkv.data.encode import EncodedCorpus
-from cedkv.injection.attention import AttentionCall, inject, wide
+from cedkv.injection import AttentionCall, inject
+from cedkv.injection.calls import wide
 from cedkv.injection.ends import ends_of
 from cedkv.injection.merge import OwnAttention
 from cedkv.memory.gate import GateAims, GateStart, Seen, measured_start, own_slots

@@ -29,21 +29,6 @@ def test_an_implementation_that_cannot_carry_slots_is_refused_by_name(tiny):
     assert model.config._attn_implementation == "flex_attention"
 
 
-def test_gradient_checkpointing_is_refused_while_it_would_run_again_without_the_slots(tiny):
-    model = tiny.fresh("llama")
-    memory, ids = tiny.memory(model), tiny.tokens(1, 5)
-    model.activation_checkpointing_enable()
-    with inject(model, memory):  # in evaluation mode nothing runs again
-        injected = logits(model, ids)
-    model.train()
-    with pytest.raises(UserError, match=r"gradient checkpointing .* model\.eval\(\)"), inject(model, memory):
-        pass
-    model.activation_checkpointing_disable()
-    with inject(model, memory):
-        assert torch.equal(logits(model, ids), injected)  # this family has no dropout
-    assert model.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -36,7 +36,9 @@ def test_families_that_do_not_attend_through_the_interface_are_refused_by_name(t
 def test_a_model_that_looks_both_ways_has_no_place_for_a_memory(tiny):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     model = tiny.fresh("bert", vocab_size=67, is_decoder=False, **sizes)
-    with pytest.raises(UserError, match="model family 'bert' has no causal attention"):
+    with pytest.raises(
+        UserError, match="model family 'bert' has no attention modules that are known to be causal"
+    ):
         check_routed(model, (0, 1))
 
 

@@ -343,7 +343,7 @@ def test_the_slots_mass_is_the_one_of_the_plain_pass(tiny):
 @pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (5.0, False), (None, True), (2.0, True)])
 def test_merging_is_attention_over_both_in_float64(softcap, sinks, biased):
     """Against softmax over slots and prompt together, written out."""
-    from cedkv.injection.attention import AttentionCall
+    from cedkv.injection.calls import AttentionCall
     from cedkv.injection.merge import own_attention
 
     draw = torch.Generator().manual_seed(0)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.utils import logging as hf_logging
 
 from cedkv.core.errors import UserError
 from cedkv.injection import check_routed, inject
-from cedkv.models.load import fingerprint, load_model, pick_device, refuse_unrouted
+from cedkv.models.families import refuse_unrouted
+from cedkv.models.load import fingerprint, load_model, pick_device
+from cedkv.models.tiny import build_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -87,19 +90,37 @@ def test_another_configuration_of_the_same_weights_is_another_model(tiny):
 @pytest.mark.parametrize(
     "family", ["gptj", "bloom", "falcon", "gpt_neo", "codegen", "mpt", "xglm", "openai-gpt"]
 )
-def test_families_whose_attention_slots_cannot_reach_are_refused_by_name(family):
-    with pytest.raises(UserError, match=f"family '{family}' does not route .* use a family that does"):
-        refuse_unrouted(family)
+def test_families_whose_attention_slots_cannot_reach_are_refused(family):
+    with pytest.raises(UserError, match=f"family '{family}' does not route .* use a family that takes slots"):
+        refuse_unrouted(AutoConfig.for_model(family))
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "rwkv", "xlstm"])
-def test_families_without_attention_are_refused_by_name(family):
+def test_families_without_attention_are_refused(family):
     with pytest.raises(UserError, match=f"family '{family}' has no attention"):
-        refuse_unrouted(family)
+        refuse_unrouted(AutoConfig.for_model(family))
 
 
-def test_routed_families_are_not_refused(family):
-    refuse_unrouted(family)
+def test_a_hybrid_is_refused_by_its_layers_and_not_by_its_name():
+    """Granite 4 comes with recurrent layers, and as a small one without."""
+    settings = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    with pytest.raises(UserError, match="'granitemoehybrid' keeps part of what it reads in recurrent"):
+        refuse_unrouted(AutoConfig.for_model("granitemoehybrid", **settings))
+    refuse_unrouted(
+        AutoConfig.for_model("granitemoehybrid", **settings | {"layer_types": ["full_attention"] * 2})
+    )
+
+
+def test_routed_families_are_not_refused(tiny, family):
+    refuse_unrouted(tiny(family).config)
+
+
+def test_a_model_that_looks_both_ways_is_refused_when_it_is_loaded(tiny, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    tiny.fresh("bert", vocab_size=67, is_decoder=False, **sizes).save_pretrained(tmp_path)
+    build_tokenizer(["Some words to read."]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="family 'bert' has no attention modules that are known to be causal"):
+        load(str(tmp_path))
 
 
 def test_a_family_is_refused_before_its_weights_are_read(checkpoint):
@@ -177,6 +198,11 @@ def _no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def _impossible_config(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": "wide"'))
+
+
 def _no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -187,7 +213,16 @@ def _no_causal_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_cut_short, _empty_weights, _broken_config, _no_config, _no_tokenizer, _no_causal_model]
+    "spoil",
+    [
+        _cut_short,
+        _empty_weights,
+        _broken_config,
+        _impossible_config,
+        _no_config,
+        _no_tokenizer,
+        _no_causal_model,
+    ],
 )
 def test_a_folder_that_holds_no_model_is_refused_in_one_message(checkpoint, capfd, spoil):
     spoiled = checkpoint()
