@@ -31,6 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
 from cedkv.injection.calls import AttentionCall, Observer
+from cedkv.injection.decode import can_decode, decode
 from cedkv.injection.masks import (
     additive,
     full_mask,
@@ -41,7 +42,7 @@ from cedkv.injection.masks import (
 )
 from cedkv.injection.replay import Block
 from cedkv.injection.switch import PREFIX, members, switched
-from cedkv.memory.state import States
+from cedkv.memory.state import LayerSlots, States
 from cedkv.models.families import UnreachableError
 from cedkv.models.layers import AttentionLayer, attention_modules
 
@@ -88,6 +89,12 @@ class _Active:
     rows: Tensor | None
     observer: Observer | None
     packing: Packing | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether slots without positions are all there is to it."""
+        alone = self.observer is None and self.packing is None
+        return alone and (self.states is None or self.states.positions is None)
 
     def taken(self) -> list[Tensor]:
         """Keys, values and, where there are any, biases of the slots at this layer."""
@@ -144,14 +151,17 @@ def _attention(
     if states is not None and layer in states.keys:
         _refuse_sparse(module, kwargs)
         _refuse_chunks(active.layer, states, key.shape[2])
-        states = _in_reach(states, layer, active.layer.window)
-        slots, length, batch = states.slots, key.shape[2], key.shape[0]
+        if states.positions is not None and active.layer.window is not None:
+            states = _in_reach(states, states.positions, layer, active.layer.window)
+        own = _of_rows(states, layer, active.rows, key.shape[0])
+        if implementation == "sdpa" and active.is_plain and can_decode(query, key, kwargs):
+            return decode(query, key, value, attention_mask, own, scaling=kwargs.get("scaling")), None
+        slots, length = states.slots, key.shape[2]
         attention_mask = with_slots(states, active.layer.window, attention_mask, query.shape[2], length)
-        key = torch.cat([_rows(states.keys[layer], active.rows, batch).to(key.dtype), key], dim=2)
-        value = torch.cat([_rows(states.values[layer], active.rows, batch).to(value.dtype), value], dim=2)
-        if states.bias is not None:
-            bias = _rows(states.bias[layer], active.rows, batch)
-            attention_mask = with_bias(attention_mask, bias, query.shape[1], key.shape[2], query.dtype)
+        key = torch.cat([own.key.to(key.dtype), key], dim=2)
+        value = torch.cat([own.value.to(value.dtype), value], dim=2)
+        if own.bias is not None:
+            attention_mask = with_bias(attention_mask, own.bias, query.shape[1], key.shape[2], query.dtype)
         kwargs["is_causal"] = False
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -180,14 +190,11 @@ def _packed(packing: Packing, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return tail.key, tail.value, tail.mask, None
 
 
-def _in_reach(states: States, layer: int, window: int | None) -> States:
-    """The slots of one layer, of whole documents those only that its window lets some token see."""
+def _in_reach(states: States, positions: Tensor, layer: int, window: int) -> States:
+    """Of whole documents the slots of one layer that its window lets some token see."""
     key, value = states.keys[layer], states.values[layer]
-    if states.positions is None or window is None:
-        bias = None if states.bias is None else {layer: states.bias[layer]}
-        return States({layer: key}, {layer: value}, states.positions, bias)
-    out = int((states.positions <= -window).sum())  # the first token, at 0, sees furthest back
-    return States({layer: key[:, :, out:]}, {layer: value[:, :, out:]}, states.positions[out:])
+    out = int((positions <= -window).sum())  # the first token, at 0, sees furthest back
+    return States({layer: key[:, :, out:]}, {layer: value[:, :, out:]}, positions[out:])
 
 
 def _refuse_chunks(layer: AttentionLayer, states: States, length: int) -> None:
@@ -210,15 +217,17 @@ def _refuse_sparse(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
             raise UnreachableError(family, f"chooses or weighs keys by their place ({name!r})")
 
 
-def _rows(slots: Tensor, rows: Tensor | None, batch: int) -> Tensor:
-    """Slots [B, G, S, ...] for `batch` rows: one state for all, or state `rows[b]` each (repeated for beams)."""
-    if rows is None:
-        return slots.expand(batch, *slots.shape[1:])
-    if batch % rows.numel():
+def _of_rows(states: States, layer: int, rows: Tensor | None, batch: int) -> LayerSlots:
+    """The slots of `batch` rows: one state for all, or state `rows[b]` each (repeated for beams)."""
+    if rows is not None and batch % rows.numel():
         raise ValueError(
             f"rows names a state for each of {rows.numel()} prompts, but the batch has {batch} rows"
         )
-    return slots[rows.repeat_interleave(batch // rows.numel())]
+    if rows is not None:
+        return states.at(layer, rows.repeat_interleave(batch // rows.numel()))
+    one = states.at(layer)
+    key, value = (x.expand(batch, *x.shape[1:]) for x in (one.key, one.value))
+    return LayerSlots(key, value, None if one.bias is None else one.bias.expand(batch, -1, -1))
 
 
 def _register(implementation: str, mask_function: Callable[..., Any]) -> None:
