@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, look, repeat, tune
+from cedkv.cli import bench, commands, judge, look, own, repeat, tune
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -55,6 +55,10 @@ def _build() -> argparse.ArgumentParser:
             "send to the store what runs that died, or whose store was away, had logged",
             commands.sync,
         )
+    )
+    own.init_arguments(command("init", "lay out a small project of your own text", own.init))
+    own.data_arguments(
+        command("data", "report on the rows of a configuration before anything is trained", own.data)
     )
     _config(
         subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
