@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,37 +148,39 @@ def _of_text(arguments: argparse.Namespace, model: str) -> tuple[Project, Loaded
             f"{','.join(prompts)} takes {room}: too few are left for a document; take a model with a longer context"
         )
     documents = divide(cut(sources, loaded.tokenizer, limit), arguments.holdout or 0.0, arguments.seed)
-    asked, remarks = _ask(loaded, documents.all, prompts, arguments.seed)
-    return text_project(model, documents, asked, seed=arguments.seed, remarks=remarks), loaded
+    asked, remarks, forms = _ask(loaded, documents.all, prompts, arguments.seed)
+    return text_project(model, documents, asked, seed=arguments.seed, remarks=remarks, forms=forms), loaded
 
 
 def _ask(
     loaded: LoadedTokenizer | LoadedModel, documents: Sequence[Document], prompts: Sequence[str], seed: int
-) -> tuple[dict[str, list[Asked]], list[str]]:
-    """What every document is asked in the ways that are wanted, and what should be known about it."""
+) -> tuple[dict[str, list[Asked]], list[str], list[Callable[[str], str]]]:
+    """What every document is asked in the ways that are wanted, what should be known about it, and its forms."""
     from cedkv.data.own.assemble import SEPARATOR
     from cedkv.data.own.clozes import ask_by_rule
+    from cedkv.models.load import LoadedModel
 
     asked: dict[str, list[Asked]] = {document.id: [] for document in documents}
-    remarks = []
+    remarks: list[str] = []
+    forms: list[Callable[[str], str]] = []
     kinds = [kind for kind in BY_RULE if kind in prompts]
     if kinds:
         remarks.append(
             f"ON prompts of the kind {' and '.join(kinds)} are sentences of the documents, broken off: they ask for wording, "
             "not for understanding."
         )
+        forms.append(str)
         for name, found in ask_by_rule(documents, loaded.tokenizer, kinds=kinds, seed=seed).items():
             asked[name] += found
-    from cedkv.models.load import LoadedModel
-
     if isinstance(loaded, LoadedModel):
-        from cedkv.train.self_study import study
+        from cedkv.train.self_study import as_prompt, study
 
         studied = study(loaded, documents, separator=SEPARATOR, seed=seed, say=_say)
         remarks.append(studied.remark)
+        forms.append(partial(as_prompt, loaded))
         for name, found in studied.asked.items():
             asked[name] += found
-    return asked, remarks
+    return asked, remarks, forms
 
 
 def _read(config: Config, loaded: LoadedTokenizer | LoadedModel) -> tuple[Corpus, EncodedCorpus]:

@@ -29,7 +29,7 @@ from cedkv.data.own.questions import (
     worth_asking,
 )
 from cedkv.data.records import Document, normalised
-from cedkv.data.tokens import encode_on, encode_prompt, marker_ids
+from cedkv.data.tokens import check_fits, encode_on, encode_prompt, marker_ids
 from cedkv.evaluate import answer_log_probs, score_answers
 from cedkv.injection.tree import Ids
 from cedkv.models.load import LoadedModel
@@ -40,6 +40,7 @@ KIND: Final = "self-study"
 ASKING_TOKENS: Final = 384
 """Tokens beside a document that asking about it takes: what the model is told, and what it says."""
 _SAID_TOKENS: Final = 288
+_QUESTION_TOKENS: Final = 32
 _ANSWER_TOKENS: Final = 24
 _ROWS: Final = 8  # of one pass, each behind a document
 _ROUNDS: Final = 3  # the first one greedy, the others sampled
@@ -71,9 +72,10 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A prompt about the document of that number and what may be its answer, as texts and as ids."""
+    """A question about the document of that number as a prompt, and what may be its answer, as texts and as ids."""
 
     document: int
+    question: str
     prompt: str
     answer: str
     ids: Ids
@@ -108,10 +110,18 @@ def study(
     return result
 
 
+def as_prompt(loaded: LoadedModel, question: str) -> str:
+    """A question in the form that the model is asked it in."""
+    return _told(loaded, ANSWER, ANSWER_PLAIN, question=question)
+
+
 def ask(loaded: LoadedModel, documents: Sequence[Document], seed: int, say: Callable[[str], None]) -> Written:
     """Tell the model to ask about each document, until there are `QUESTIONS` or all rounds are over."""
     told = [_told(loaded, ASK, ASK_PLAIN, document=d.text, count=QUESTIONS) for d in documents]
     prompts = [encode_prompt(loaded.tokenizer, text, name=KIND) for text in told]
+    for document, prompt in zip(documents, prompts, strict=True):
+        parts = {"document and what the model is told": len(prompt), "its question": _QUESTION_TOKENS}
+        check_fits(f"document {document.id!r}", parts, loaded.context_length)
     found: list[list[str]] = [[] for _ in documents]
     worth, lines = found, 0
     for turn in range(_ROUNDS):
@@ -143,7 +153,7 @@ def sift(loaded: LoadedModel, documents: Sequence[Document], written: Written, s
     for one in kept:
         document = documents[one.document].id
         name = f"{KIND}-{len(asked[document])}"
-        asked[document].append(Asked(document, KIND, name, name, one.prompt, one.answer))
+        asked[document].append(Asked(document, KIND, name, name, one.question, one.prompt, one.answer))
     return Study(asked, counts)
 
 
@@ -158,21 +168,25 @@ def _answered(
 ) -> list[_Candidate]:
     """The questions that the model answers in a few words of the document, which it reads as a teacher does."""
     contexts, skipped = _contexts(loaded, documents, separator)
-    asked = [(number, question) for number, some in enumerate(questions) for question in some]
-    prompts = [_told(loaded, ANSWER, ANSWER_PLAIN, question=question) for _, question in asked]
-    ids = [encode_prompt(loaded.tokenizer, prompt, name=KIND) for prompt in prompts]
-    behind = [contexts[number] + own[skipped:] for (number, _), own in zip(asked, ids, strict=True)]
-    said = _said(loaded, behind, _ANSWER_TOKENS, None)
+    asked, behind = [], []
+    for number, question in ((n, question) for n, some in enumerate(questions) for question in some):
+        prompt = as_prompt(loaded, question)
+        ids = contexts[number] + encode_prompt(loaded.tokenizer, prompt, name=KIND)[skipped:]
+        if len(ids) + _ANSWER_TOKENS <= loaded.context_length:
+            asked.append((number, question, prompt))
+            behind.append(ids)
     found = []
-    for (number, question), prompt, text in zip(asked, prompts, said, strict=True):
+    for (number, question, prompt), text in zip(
+        asked, _said(loaded, behind, _ANSWER_TOKENS, None), strict=True
+    ):
         answer = answer_in(text, question, documents[number].text)
         if answer is None:
             continue
         try:
-            own, answer_ids = encode_on(loaded.tokenizer, prompt, answer)
+            ids, answer_ids = encode_on(loaded.tokenizer, prompt, answer)
         except UserError:  # the answer would begin within a token of the prompt
             continue
-        found.append(_Candidate(number, prompt, answer, own, answer_ids))
+        found.append(_Candidate(number, question, prompt, answer, ids, answer_ids))
     return found
 
 
@@ -221,14 +235,15 @@ def _said(loaded: LoadedModel, prompts: Sequence[Ids], tokens: int, seed: int | 
     generate: Any = model.generate
     ends = marker_ids(tokenizer)
     options: dict[str, Any] = {"do_sample": False} if seed is None else dict(_SAMPLING)
-    options |= {"max_new_tokens": tokens, "pad_token_id": min(ends, default=0)}
+    options |= {"pad_token_id": min(ends, default=0)}
     found: dict[int, str] = {}
     with quiet(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed or 0)
         for group in by_similar_length([len(prompt) for prompt in prompts], _ROWS):
             batch = pad_left([prompts[i] for i in group], model.device)
             mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
-            out = generate(input_ids=batch.ids, attention_mask=mask, **options)
+            room = min(tokens, loaded.context_length - batch.ids.shape[1])
+            out = generate(input_ids=batch.ids, attention_mask=mask, max_new_tokens=room, **options)
             for row, i in zip(out[:, batch.ids.shape[1] :].tolist(), group, strict=True):
                 stop = next((n for n, token in enumerate(row) if token in ends), len(row))
                 found[i] = _decoded(tokenizer, prompts[i], row[:stop]) + "\n" * (stop < len(row))

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class Asked:
     """A prompt about the document of that id and its answer, with the space it starts with.
 
-    ``kind`` is how it was made. ``name`` is its own within the document; what has one ``group``, too, asks for the same
-    words of the document, or nearly the same.
+    ``kind`` is how it was made, ``name`` its own within the document, ``bare`` the prompt without a form around it. What is
+    of one ``group`` asks about the same words of the document.
     """
 
     document: str
     kind: str
     name: str
     group: str
+    bare: str
     prompt: str
     answer: str
 

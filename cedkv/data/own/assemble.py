@@ -11,6 +11,7 @@ from cedkv.data.own.off import SPLITS, Division, Stated, off_rows
 from cedkv.data.own.project import Project, sizes_for
 from cedkv.data.records import Document, OffPrompt, normalised
 from cedkv.data.skills import SKILLS
+from cedkv.data.stress import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,11 +49,13 @@ def text_project(
     *,
     seed: int,
     remarks: Sequence[str],
+    forms: Sequence[Callable[[str], str]],
 ) -> Project:
     """The user's text.
 
     Args:
         asked: what every document, in the bank or outside it, is asked, by its id.
+        forms: the forms that it is asked in; OFF prompts from templates take one of them each, in equal parts.
 
     Raises:
         UserError: too little that the documents of the bank could be asked.
@@ -67,11 +70,19 @@ def text_project(
     rows = [row for document in bank for row in on[document.id]]
     stated, taken = Stated(bank), {normalised(row.prompt) for row in rows}
 
-    def barred(prompt: str, answer: str) -> bool:
-        return normalised(prompt) in taken or stated.may_answer(prompt, answer)
+    def form(prompt: str) -> str:
+        return forms[int(content_key(seed, prompt)[:8], 16) % len(forms)](prompt)
 
-    near = {split: _near(documents.outside[split], asked, barred) for split in SPLITS}
-    off = off_rows(sizes_for(len(bank)), near, SKILLS, lambda item: barred(item.prompt, item.answer), seed)
+    near = {
+        split: [
+            OffPrompt(f"near/{document.id}/{one.name}", one.prompt, f"near/{one.kind}")
+            for document in documents.outside[split]
+            for one in asked[document.id]
+            if normalised(one.prompt) not in taken and not stated.may_answer(one.bare, one.answer)
+        ]
+        for split in SPLITS
+    }
+    off = off_rows(sizes_for(len(bank)), near, SKILLS, seed=seed, barred=stated.may_answer, form=form)
     return Project(
         model=model,
         documents=[_row(document) for document in bank],
@@ -85,20 +96,6 @@ def text_project(
 
 def _row(document: Document) -> dict[str, Any]:
     return {"id": document.id, "text": document.text}
-
-
-def _near(
-    outside: Sequence[Document],
-    asked: Mapping[str, Sequence[Asked]],
-    barred: Callable[[str, str], bool],
-) -> list[OffPrompt]:
-    """What documents outside the bank are asked, as OFF prompts."""
-    return [
-        OffPrompt(f"near/{document.id}/{one.name}", one.prompt, f"near/{one.kind}")
-        for document in outside
-        for one in asked[document.id]
-        if not barred(one.prompt, one.answer)
-    ]
 
 
 def _counted(

@@ -105,19 +105,23 @@ def _of(document: Document, corpus: _Words, kinds: Collection[Kind]) -> Iterator
         words = [match.span() for match in _WORD.finditer(text, start, stop)]
         if len(words) <= LEFT_WORDS or not _is_prose(text[start:stop]):
             continue
-        group = f"sentence-{number}"
         places = [n for n in range(LEFT_WORDS, len(words)) if _can_cut(text, start, words, n, corpus)]
         asked = _telling(text, words, places, corpus, lower) if "cloze" in kinds else {}
         for n, last in sorted(asked.items()):
             cut, end = words[n][0] - 1, words[last][1]
             if not occurs(text[cut:end], text[start:cut]):
-                yield Asked(document.id, "cloze", f"cloze-{cut}", group, text[start:cut], text[cut:end])
+                yield _cloze(document, "cloze", number, (start, cut, end))
         if "continuation" in kinds:
             middle = max(LEFT_WORDS, len(words) // 2)
             for n in [n for n in places if n >= middle and n not in asked][:1]:  # no prompt twice
                 cut, end = words[n][0] - 1, words[min(n + CONTINUED_WORDS, len(words)) - 1][1]
-                name = f"continuation-{cut}"
-                yield Asked(document.id, "continuation", name, group, text[start:cut], text[cut:end])
+                yield _cloze(document, "continuation", number, (start, cut, end))
+
+
+def _cloze(document: Document, kind: Kind, sentence: int, places: tuple[int, int, int]) -> Asked:
+    start, cut, end = places
+    prompt, answer = document.text[start:cut], document.text[cut:end]
+    return Asked(document.id, kind, f"{kind}-{cut}", f"sentence-{sentence}", prompt, prompt, answer)
 
 
 def _is_prose(sentence: str) -> bool:

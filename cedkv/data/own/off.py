@@ -137,10 +137,16 @@ def off_rows(
     sizes: Sizes,
     near: Mapping[str, Iterable[OffPrompt]],
     families: Mapping[str, Maker],
-    barred: Callable[[Item], bool],
+    *,
     seed: int,
+    barred: Callable[[str, str], bool] = lambda _prompt, _answer: False,
+    form: Callable[[str], str] = str,
 ) -> OffFile:
     """OFF prompts of ``sizes``: of ``near`` up to `NEAR_SHARE` by split, the others in equal parts from ``families``.
+
+    Args:
+        barred: whether a prompt with that answer is not OFF.
+        form: puts a prompt into the form of the ON prompts: no memory should go by the form.
 
     Raises:
         UserError: the families have run dry.
@@ -152,7 +158,12 @@ def off_rows(
     }
     wanted = {split: sizes.of(split) - len(chosen[split]) for split in SPLITS}
     count = sum(wanted.values())
-    made = _draw(families, count, lambda item: normalised(item.prompt) in taken or barred(item), seed)
+    made = _draw(
+        families,
+        count,
+        lambda item: normalised(form(item.prompt)) in taken or barred(item.prompt, item.answer),
+        seed,
+    )
     if len(made) < count:
         raise UserError(
             f"{count} OFF prompts are wanted, but templates make {len(made)} that no document may answer; give fewer "
@@ -161,7 +172,9 @@ def off_rows(
     made.sort(key=lambda item: content_key(seed, normalised(item.prompt)))
     for split in SPLITS:
         part, made = made[: wanted[split]], made[wanted[split] :]
-        chosen[split] += [OffPrompt(f"{split}-{n}", item.prompt, item.family) for n, item in enumerate(part)]
+        chosen[split] += [
+            OffPrompt(f"{split}-{n}", form(item.prompt), item.family) for n, item in enumerate(part)
+        ]
     return OffFile(**chosen)
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 QUESTIONS: Final = 16
 """Questions that a model is asked for at once."""
-ANSWER_WORDS: Final = 12
+ANSWER_END = re.compile(r"\s*\n|(?<=[.!?])\s")
+"""Where an answer ends: with its line, or with its sentence, for models that go on to ask something themselves."""
+_WORDS: Final = 12
 
 ASK: Final = (
     "{document}\n\nWrite {count} short questions about the text above, one on each line and nothing else. Each is answered by a "
@@ -26,6 +28,8 @@ ANSWER: Final = "{question}\nAnswer with a few words, nothing else."
 ANSWER_PLAIN: Final = "Question: {question} Answer:"
 
 _QUESTION = re.compile(r"\s*(?:\d+\s*[.):]|[-*•])?\s*(?:Q(?:uestion)?\s*\d*\s*:)?\s*(\w[^?]*\?)\s*")
+_END = re.compile(r"\s*\n|(?<=[.!?])\s")
+"""Where an answer ends: with its line, or with its sentence, for models that go on to ask something themselves."""
 _WORDS: Final = range(4, 41)
 
 
@@ -51,13 +55,13 @@ def worth_asking(questions: Sequence[str], document: str) -> list[str]:
 
 
 def answer_in(said: str, question: str, document: str) -> str | None:
-    """The answer at the beginning of what the model said, if it is one: a line of a few words of the document.
+    """The answer at the beginning of what the model said, if it is one: a few words of the document, then an end.
 
-    ``said`` ends where the model ended it: what it was kept from ending has no line end.
+    ``said`` has a line end where the model ended it; what it was kept from ending has none.
     """
-    line, ended, _ = said.partition("\n")
-    answer = line.rstrip()
+    end = _END.search(said)
+    answer = said[: end.start()] if end else ""
     short = 0 < len(words(answer)) <= ANSWER_WORDS
-    if ended and short and occurs(answer, document) and not occurs(answer, question):
+    if short and occurs(answer, document) and not occurs(answer, question):
         return answer
     return None

@@ -101,7 +101,7 @@ def off_prompts(sizes: Sizes, seed: int) -> OffFile:
             if normalised(prompt) not in seen:
                 seen.add(normalised(prompt))
                 near[split].append(OffPrompt(f"near-{len(seen)}", prompt, _NEAR_FAMILY))
-    return off_rows(sizes, near, SKILLS, lambda _: False, seed)
+    return off_rows(sizes, near, SKILLS, seed=seed)
 
 
 def _ask(rng: random.Random, document: str, fact: Fact) -> Iterator[OnPrompt]:
