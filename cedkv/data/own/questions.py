@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 QUESTIONS: Final = 16
 """Questions that a model is asked for at once."""
-ANSWER_END = re.compile(r"\s*\n|(?<=[.!?])\s")
-"""Where an answer ends: with its line, or with its sentence, for models that go on to ask something themselves."""
-_WORDS: Final = 12
+ANSWER_WORDS: Final = 12
 
 ASK: Final = (
     "{document}\n\nWrite {count} short questions about the text above, one on each line and nothing else. Each is answered by a "
