@@ -125,12 +125,13 @@ def _of_ours(arguments: argparse.Namespace, model: str) -> tuple[Project, Loaded
 
 def _of_text(arguments: argparse.Namespace, model: str) -> tuple[Project, LoadedTokenizer | LoadedModel]:
     """The project of the user's own text, and what knows its tokens."""
-    from cedkv.data.own.assemble import text_project
-    from cedkv.data.own.clozes import CLOZE_TOKENS
-    from cedkv.data.own.off import divide
     from cedkv.data.own.sources import DOCUMENT_TOKENS, cut, read_sources
 
     sources = read_sources(map(Path, arguments.texts))
+    from cedkv.data.own.assemble import text_project
+    from cedkv.data.own.clozes import CLOZE_TOKENS
+    from cedkv.data.own.off import divide
+
     prompts: tuple[str, ...] = arguments.prompts or BY_RULE
     room = CLOZE_TOKENS
     loaded: LoadedTokenizer | LoadedModel

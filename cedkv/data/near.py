@@ -44,7 +44,7 @@ def words(text: str) -> list[str]:
 
 
 def occurs(part: str, text: str) -> bool:
-    """Whether the words of ``part`` stand in ``text``, in their order and with none between them."""
+    """Whether the words of ``part`` stand in ``text``, in their order; never where it has none."""
     return f" {' '.join(words(part))} " in f" {' '.join(words(text))} "
 
 

@@ -26,7 +26,8 @@ def to_table(found: Review) -> str:
         _overlaps(found),
     )
     lines += _section("how prompts begin", _openings(found))
-    lines += ["", f"{len(found.findings)} findings" if found.findings else "nothing to mend was found"]
+    count = len(found.findings)
+    lines += ["", f"{count} finding{'s' * (count > 1)}:" if count else "nothing to mend was found"]
     lines += [f"  {finding.rule}: {escape.plain(finding.message, 600)}" for finding in found.findings]
     return "\n".join(lines) + "\n"
 

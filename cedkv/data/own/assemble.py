@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from cedkv.core.errors import UserError
 from cedkv.data.own import sample
 from cedkv.data.own.asked import Asked, split_on
-from cedkv.data.own.off import SPLITS, Division, Stated, off_rows
-from cedkv.data.own.project import Project, sizes_for
+from cedkv.data.own.off import Division, Stated, off_rows
+from cedkv.data.own.project import SPLITS, Project, sizes_for
 from cedkv.data.records import Document, OffPrompt, normalised
 from cedkv.data.skills import SKILLS
 from cedkv.data.stress import content_key

@@ -17,13 +17,13 @@ from cedkv.core.errors import UserError
 from cedkv.data.generate import Distinct
 from cedkv.data.jsonl import OffFile
 from cedkv.data.near import near_duplicates, words
+from cedkv.data.own.project import SPLITS, Sizes
 from cedkv.data.own.sources import Piece
 from cedkv.data.records import Document, OffPrompt, normalised
 from cedkv.data.roles import is_function_word
 from cedkv.data.skills import Item
 from cedkv.data.stress import content_key, draw
 
-SPLITS: Final = ("train", "stress", "sealed")
 NEAR_SHARE: Final = 0.5
 """Share of a split that questions about documents outside the bank may have; the rest comes from templates."""
 _TURN: Final = ("train", "stress", "sealed", "train")  # splits that documents are dealt to, again and again
@@ -79,7 +79,7 @@ def divide(pieces: Sequence[Piece], share: float, seed: int) -> Division:
     outside: dict[str, list[Document]] = {split: [] for split in SPLITS}
     if share:
         groups = _groups(pieces)
-        order = sorted(groups, key=lambda group: content_key(seed, groups[group][0].id))
+        order = sorted(groups, key=lambda group: content_key(seed, min(d.id for d in groups[group])))
         count = max(len(SPLITS), round(share * len(order)))
         if count >= len(order):
             raise UserError(
@@ -118,19 +118,6 @@ def _groups(pieces: Sequence[Piece]) -> dict[int, list[Document]]:
     for n, piece in enumerate(pieces):
         groups.setdefault(find(n), []).append(piece.document)
     return groups
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """OFF prompts of every split."""
-
-    train: int
-    stress: int
-    sealed: int
-
-    def of(self, split: str) -> int:
-        """The size of one."""
-        return int(getattr(self, split))
 
 
 def off_rows(

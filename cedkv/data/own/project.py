@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from cedkv.core.errors import UserError
 from cedkv.data.jsonl import OffFile
-from cedkv.data.own.off import SPLITS, Sizes
 from cedkv.data.records import OnPrompt
 
 CONFIG: Final = "cedkv.yaml"
+SPLITS: Final = ("train", "stress", "sealed")
 SLOTS: Final = 8
 OFF_PER_SLOT: Final = 64
 """OFF training prompts for every slot of all documents: what gates need, as in configs/base.yaml."""
@@ -23,11 +23,24 @@ _MOST_OFF: Final = 32_768
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """OFF prompts of every split."""
+
+    train: int
+    stress: int
+    sealed: int
+
+    def of(self, split: str) -> int:
+        """The size of one."""
+        return int(getattr(self, split))
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """What a project consists of, and what its configuration and its README say about it.
 
-    ``model``: as the configuration writes it. ``documents``: rows of their file. ``continues``: prompts go on with the text that they are about.
-    ``remarks``: sentences about where the rows are from.
+    ``model``: as the configuration writes it. ``documents``: rows of their file. ``continues``: prompts go on with the text
+    that they are about. ``remarks``: sentences about where the rows are from.
     """
 
     model: str

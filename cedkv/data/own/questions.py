@@ -55,10 +55,10 @@ def worth_asking(questions: Sequence[str], document: str) -> list[str]:
 def answer_in(said: str, question: str, document: str) -> str | None:
     """The answer at the beginning of what the model said, if it is one: a few words of the document, then an end.
 
-    ``said`` has a line end where the model ended it; what it was kept from ending has none.
+    A full stop is no part of it. ``said`` has a line end where the model ended it; what it was kept from ending has none.
     """
     end = _END.search(said)
-    answer = said[: end.start()] if end else ""
+    answer = said[: end.start()].rstrip(".!") if end else ""
     short = 0 < len(words(answer)) <= ANSWER_WORDS
     if short and occurs(answer, document) and not occurs(answer, question):
         return answer

@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cedkv.data.own.off import SPLITS, Sizes, off_rows
+from cedkv.data.own.off import off_rows
+from cedkv.data.own.project import SPLITS, Sizes
 from cedkv.data.records import OffPrompt, OnPrompt, normalised
 from cedkv.data.skills import SKILLS
 from cedkv.data.world import ALL_CORES, EVAL_CORES, ON_TRAIN_CORES, Fact, absent_pairs, question
