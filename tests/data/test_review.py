@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,3 +202,11 @@ def test_hostile_prompts_do_no_harm_to_a_terminal(look: Callable[..., Review]) -
     found = look(changed(changed(clean(), "stress", text + " \x1b]0;x\x07"), "off_train", text))
     assert "\x1b" not in to_table(found)
     assert "\x07" not in to_table(found)
+
+
+def test_the_page_names_every_rule() -> None:
+    page = (Path(__file__).parents[2] / "configs" / "OWN.md").read_text(encoding="utf-8")
+    table = page[page.index("| finding |") :]
+    assert set(FLAWS) == {
+        rule for rule in re.findall(r"`(\w+)`", table) if rule != "on_gain" and rule != "on_gain_min"
+    }

@@ -43,8 +43,10 @@ def test_the_documents_of_the_sample_state_what_is_asked(sample: Path) -> None:
     assert len(near) == len(corpus.stress) // 2
 
 
-def test_every_command_of_the_readme_is_one(sample: Path) -> None:
-    text = (sample / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "OWN.md"])
+def test_every_command_of_the_pages_is_one(sample: Path, page: str) -> None:
+    folder = sample if page == "README.md" else Path(__file__).parents[3] / "configs"
+    text = (folder / page).read_text(encoding="utf-8")
     (block,) = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for line in block.splitlines():
         name, *arguments = shlex.split(line, comments=True)
