@@ -150,6 +150,10 @@ def _of_text(arguments: argparse.Namespace, model: str) -> tuple[Project, Loaded
         )
     documents = divide(cut(sources, loaded.tokenizer, limit), arguments.holdout or 0.0, arguments.seed)
     asked, remarks, forms = _ask(loaded, documents.all, prompts, arguments.seed)
+    if arguments.model == EMBEDDED:
+        remarks.append(
+            "The model that ships with cedkv reads its own small world only: for your text, name yours with --model."
+        )
     return text_project(model, documents, asked, seed=arguments.seed, remarks=remarks, forms=forms), loaded
 
 

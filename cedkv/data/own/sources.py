@@ -62,7 +62,8 @@ def read_sources(paths: Iterable[Path]) -> list[Source]:
     sources: list[Source] = []
     for name, text in (found for path in paths for found in _read(path)):
         if text.strip():
-            sources.append(Source(_unlike(name, taken), text))
+            named = name.encode(errors="replace").decode()  # file systems allow what is no text
+            sources.append(Source(_unlike(named, taken), text))
     if not sources:
         raise UserError("--from names no text: every file is empty; name files that hold some")
     return sources
@@ -70,11 +71,14 @@ def read_sources(paths: Iterable[Path]) -> list[Source]:
 
 def cut(sources: Iterable[Source], tokenizer: FastTokenizer, limit: int) -> list[Piece]:
     """The sources as documents of at most ``limit`` tokens each (BOS counted)."""
+    sources = list(sources)
     pieces: list[Piece] = []
+    taken = {source.name for source in sources}
     for source in sources:
         parts = list(_parts(source.text, source.name, tokenizer, limit))
-        names = [source.name] if len(parts) == 1 else [f"{source.name}#{n}" for n in range(1, len(parts) + 1)]
-        pieces += [Piece(Document(name, text), source.name) for name, text in zip(names, parts, strict=True)]
+        for number, text in enumerate(parts, 1):
+            name = source.name if len(parts) == 1 else _unlike(f"{source.name}#{number}", taken)
+            pieces.append(Piece(Document(name, text), source.name))
     return pieces
 
 

@@ -103,6 +103,16 @@ def test_a_text_is_cut_between_paragraphs_then_sentences_then_words(byte_level: 
     assert all(set(piece.document.text.split()) == {"harbour"} for piece in by_word)
 
 
+def test_names_are_unlike_whatever_the_sources_are_called(byte_level: FastTokenizer, tmp_path: Path) -> None:
+    long = "The harbour opens at seven. " * 20
+    pieces = cut([Source("a#1", "Short."), Source("a", long)], byte_level, 64)
+    ids = [piece.document.id for piece in pieces]
+    assert len(set(ids)) == len(ids) > 3
+    assert ids[:2] == ["a#1", "a#1-2"]
+    (tmp_path / "caf\udce9.txt").write_text("Short.")
+    assert [source.name for source in read_sources([tmp_path])] == ["caf?"]
+
+
 def test_a_short_text_is_one_document_with_its_own_name(byte_level: FastTokenizer) -> None:
     (piece,) = cut([Source("notes/mill", "\n  Mara keeps bees.\n")], byte_level, 64)
     assert (piece.document.id, piece.document.text, piece.source) == (
