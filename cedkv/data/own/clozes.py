@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cedkv.data.tokens import FastTokenizer
 
 Kind = Literal["cloze", "continuation"]
-KINDS: Final[tuple[Kind, ...]] = ("cloze", "continuation")
 
 LEFT_WORDS: Final = 4
 """Words a prompt has at least; the last so many stand nowhere else in the documents."""
@@ -74,8 +73,11 @@ def ask_by_rule(
     found: dict[str, list[Asked]] = {}
     for document in documents:
         asked = [one for one in _of(document, corpus, kinds) if _fits(one, tokenizer)]
-        drawn = sorted(asked, key=lambda one: content_key(seed, f"{one.document}\n{one.name}"))[:PER_DOCUMENT]
-        found[document.id] = [one for one in asked if one in drawn]
+        order = sorted(
+            (one.name for one in asked), key=lambda name: content_key(seed, f"{document.id}\n{name}")
+        )
+        drawn = set(order[:PER_DOCUMENT])
+        found[document.id] = [one for one in asked if one.name in drawn]
     return found
 
 

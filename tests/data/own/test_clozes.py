@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cedkv.cli.own import BY_RULE as KINDS
 from cedkv.data.own.asked import Asked, split_on
-from cedkv.data.own.clozes import KINDS, LEFT_WORDS, PER_DOCUMENT, Kind, ask_by_rule, sentences
+from cedkv.data.own.clozes import LEFT_WORDS, PER_DOCUMENT, Kind, ask_by_rule, sentences
 from cedkv.data.records import Document, normalised
 from cedkv.data.tokens import FastTokenizer, encode_on
 
