@@ -20,8 +20,8 @@ from cedkv.config import Config, config_hash, dump_yaml
 from cedkv.core.losses import kl_divergence
 from cedkv.core.team import ALONE
 from cedkv.data.batching import every_nth, pad_left
+from cedkv.data.findings import OFF_PROMPTS_PER_SLOT
 from cedkv.data.records import hashes
-from cedkv.data.review import OFF_PROMPTS_PER_SLOT
 from cedkv.evaluate import SlotMass, next_log_probs
 from cedkv.injection import inject
 from cedkv.injection.trunk import Shortcut
