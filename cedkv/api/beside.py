@@ -71,7 +71,9 @@ def side_by_side(
         ways["full context"] = _Way(loaded, _behind(memory, loaded, document, bare), nullcontext)
     for name, way in ways.items():
         check_fits(
-            name, {"prompt": len(way.prompt), "continuation": sampling.tokens}, context_length(loaded.model)
+            name,
+            {"prompt": len(way.prompt), "continuation": sampling.tokens},
+            context_length(loaded.model.config),
         )
     found = []
     for name, way in ways.items():

@@ -85,7 +85,7 @@ class _Measured:
     def off_rows(self, off: Sequence[str], names: Sequence[State]) -> tuple[StressRow, ...]:
         """Every prompt under every state of ``names``."""
         sources = [OffPrompt(str(n), prompt, "off") for n, prompt in enumerate(off)]
-        encoded = encode_off(self.tokenizer, sources, context_length(self.model))
+        encoded = encode_off(self.tokenizer, sources, context_length(self.model.config))
         prompts, states = [row.prompt for row in encoded], self._states(names)
         shortcut, _ = choose_shortcut(self.model, states, probe_of(prompts), SHORTCUT_TOLERANCE)
         trunk = Trunk(self.model, prompts, states.layers[0], shortcut=shortcut, batch_rows=self.batch_rows)

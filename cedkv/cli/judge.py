@@ -75,9 +75,16 @@ def _run_ids(arguments: argparse.Namespace) -> list[str]:
 
         whole = [check_run_id(whole_id(arguments, run_id)) for run_id in arguments.run_ids]
         return list(dict.fromkeys(whole))
+    return [one_run(arguments)]
+
+
+def one_run(arguments: argparse.Namespace) -> str:
+    """The id of the run that was named, or of the newest one of the experiment."""
+    if not arguments.latest:
+        return whole_id(arguments, arguments.run_id)
     from cedkv.tracking.reader import latest_run
 
-    return [latest_run(arguments.experiment or DEFAULT_EXPERIMENT, store(arguments)).run_id]
+    return latest_run(arguments.experiment or DEFAULT_EXPERIMENT, store(arguments)).run_id
 
 
 def _judged(arguments: argparse.Namespace, uri: str) -> Iterator[tuple[RunRecord, Surroundings]]:

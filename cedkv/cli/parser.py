@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, look, repeat, tune, use
+from cedkv.cli import bench, commands, judge, look, own, repeat, tune, use
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -62,6 +62,10 @@ def _build() -> argparse.ArgumentParser:
             "send to the store what runs that died, or whose store was away, had logged",
             commands.sync,
         )
+    )
+    own.init_arguments(command("init", "lay out a small project of your own text", own.init))
+    own.data_arguments(
+        command("data", "report on the rows of a configuration before anything is trained", own.data)
     )
     _config(
         subparsers.add_parser("config", help="check, show or describe a configuration", allow_abbrev=False)
@@ -249,10 +253,9 @@ def _memory(parser: argparse.ArgumentParser) -> None:
         return added
 
     export = action("export", "write the memory of a run that passed to a folder", use.export)
-    export.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
+    _run(export)
     export.add_argument("--out", metavar="DIR", help="a new folder; default: memory-RUN")
     export.add_argument("--force", action="store_true", help="whatever the gates say; their verdict is in it")
-    _store(export)
     inspect = action("inspect", "print what a memory is", use.inspect)
     inspect.add_argument("folder", metavar="DIR", help="an exported memory")
     inspect.add_argument(

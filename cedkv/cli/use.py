@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cedkv.cli.judge import store, whole_id
+from cedkv.cli.judge import one_run, store, whole_id
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def export(arguments: argparse.Namespace) -> int:
     from cedkv.api.folder import export as write
     from cedkv.release.exit_codes import of_status
 
-    run_id = whole_id(arguments, arguments.run_id)
+    run_id = one_run(arguments)
     folder = Path(arguments.out or f"memory-{run_id[:8]}")
     try:
         verdict = write(run_id, store(arguments), folder, force=arguments.force)

@@ -72,7 +72,7 @@ def encode_corpus(
         UserError: an answer that does not begin at a token boundary, a prompt longer than the context.
     """
     separator = config.data.document_separator
-    contexts = tuple(_context(tokenizer, d, separator) for d in corpus.documents)
+    contexts = tuple(encode_context(tokenizer, d, separator) for d in corpus.documents)
     skipped = 0 if config.data.repeat_bos else leading_special(tokenizer)
     index = {document.id: n for n, document in enumerate(corpus.documents)}
     on_train, on_eval = (
@@ -92,7 +92,8 @@ def encode_corpus(
     return EncodedCorpus(contexts, on_train, on_eval, off_train, stress, skipped)
 
 
-def _context(tokenizer: FastTokenizer, document: Document, separator: str) -> EncodedContext:
+def encode_context(tokenizer: FastTokenizer, document: Document, separator: str) -> EncodedContext:
+    """A document as the teacher reads it, with the ``separator`` behind it."""
     whole = replace(document, text=document.text + separator)
     encoded = encode_document(tokenizer, whole)
     return EncodedContext(document.id, encoded.ids, token_roles(whole, encoded))

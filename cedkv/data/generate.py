@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 _GIVE_UP_AFTER = 1000
 
 
-class _Distinct:
-    """Hands out OFF prompts that no set has had before, by normalised content."""
+class Distinct:
+    """Hands out OFF prompts that no set has had before, by normalised content, and none that is `barred`."""
 
-    def __init__(self) -> None:
+    def __init__(self, barred: Callable[[Item], bool] = lambda _: False) -> None:
         self._seen: set[str] = set()
+        self._barred = barred
 
     def draw(
         self, make: Callable[[random.Random], Item], rng: random.Random, count: int, leave: int = 0
@@ -53,7 +54,7 @@ class _Distinct:
             item = make(rng)
             content = normalised(item.prompt)
             repeats += 1
-            if content not in self._seen:
+            if content not in self._seen and not self._barred(item):
                 self._seen.add(content)
                 found.append(item)
                 repeats = 0
@@ -86,7 +87,7 @@ class _World:
 
 
 def _off_set(
-    name: str, size: int, seed: int, *, leave: int = 0, near_miss_share: float, world: _World, pool: _Distinct
+    name: str, size: int, seed: int, *, leave: int = 0, near_miss_share: float, world: _World, pool: Distinct
 ) -> tuple[OffPrompt, ...]:
     """`size` prompts: near misses first, the rest spread over the skills; what a small family lacks others fill.
 
@@ -149,7 +150,7 @@ def generate(config: Config) -> Corpus:
         train += _ask(asking, name, facts, "train", per_fact=data.on_train_prompts_per_fact)
         evaluation += _ask(asking, name, facts, "eval", per_fact=data.on_eval_prompts_per_fact)
     stressed = sizes.off_fixed_stress
-    off = partial(_off_set, near_miss_share=sizes.near_miss_share, world=world, pool=_Distinct())
+    off = partial(_off_set, near_miss_share=sizes.near_miss_share, world=world, pool=Distinct())
     stress = off("stress", stressed.size, stressed.seed)
     # Before the training set: a large one would take every prompt of a small family and leave an easier exam.
     sealed = off("sealed", sizes.off_sealed.size, data.seed, leave=sizes.off_samples)

@@ -100,7 +100,7 @@ def encode_document(tokenizer: FastTokenizer, document: Document) -> EncodedDocu
     if all(template):
         raise UserError(f"document {document.id!r} has no tokens; write a text of at least one word")
     entries = [str(entry) for entry in tokenizer.convert_ids_to_tokens(list(ids))]
-    markers = _marker_ids(tokenizer)
+    markers = marker_ids(tokenizer)
     # A made-up leading space (SentencePiece) claims the first character's offset, which is not its own.
     own = tuple(
         (start, start) if not entry.strip(_BLANK) and document.text[start:stop].strip() else (start, stop)
@@ -148,7 +148,8 @@ def _encode(
     return ids, offsets, tuple(mask[:stop])
 
 
-def _marker_ids(tokenizer: FastTokenizer) -> frozenset[int]:
+def marker_ids(tokenizer: FastTokenizer) -> frozenset[int]:
+    """Special tokens, and those that mark roles."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(tokenizer.all_special_ids) | {
         index for index, token in added if token.special or _MARKER.fullmatch(str(token.content))

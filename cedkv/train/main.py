@@ -20,6 +20,7 @@ from cedkv.config import Config, config_hash, dump_yaml
 from cedkv.core.losses import kl_divergence
 from cedkv.core.team import ALONE
 from cedkv.data.batching import every_nth, pad_left
+from cedkv.data.findings import OFF_PROMPTS_PER_SLOT
 from cedkv.data.records import hashes
 from cedkv.evaluate import SlotMass, next_log_probs
 from cedkv.injection import inject
@@ -48,8 +49,6 @@ from cedkv.train.resume import Resumption, Saver, check_room, facts_of, opened
 from cedkv.train.tables import off_slot_mass, on_rows, stress_rows
 from cedkv.train.trial import Trial, ignore
 
-OFF_PROMPTS_PER_SLOT = 32
-"""OFF training prompts for every slot of all documents, under which a run says that its gates know too little."""
 LINE_EVERY = 10
 """Steps between two lines of progress where no terminal shows a bar."""
 

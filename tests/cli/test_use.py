@@ -37,7 +37,7 @@ def test_a_run_that_fails_is_exported_by_force_only(run, tmp_path, capsys):
     told = said(capsys, "memory", "export", run_id, "--tracking-uri", uri, "--out", str(out), status=10)
     assert "nothing is exported" in told
     assert not out.exists()
-    told = said(capsys, "memory", "export", run_id[:8], "--tracking-uri", uri, "--out", str(out), "--force")
+    told = said(capsys, "memory", "export", "--latest", "--tracking-uri", uri, "--out", str(out), "--force")
     assert "Gate A fail" in told
     assert said(capsys, "memory", "diff", str(out), str(run[2])) == "the two inject the same\n"
     told = said(

@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from cedkv.core.errors import UserError
 from cedkv.injection import check_routed, inject
 from cedkv.models.families import refuse_unrouted
-from cedkv.models.load import fingerprint, load_model, pick_device
+from cedkv.models.load import fingerprint, load_model, load_tokenizer, pick_device
 from cedkv.models.tiny import build_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -129,6 +129,15 @@ def test_a_family_is_refused_before_its_weights_are_read(checkpoint):
     (broken.folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="family 'gptj' does not route"):
         load(broken.name)
+
+
+def test_a_tokenizer_comes_without_weights_and_is_the_models_own(checkpoint):
+    here = checkpoint()
+    whole = load(here.name)
+    (here.folder / "model.safetensors").unlink()
+    loaded = load_tokenizer(here.name)
+    assert loaded.tokenizer("some words")["input_ids"] == whole.tokenizer("some words")["input_ids"]
+    assert loaded.context_length == whole.context_length
 
 
 def test_pickled_weights_are_not_loaded(checkpoint):
