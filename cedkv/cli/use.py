@@ -111,10 +111,11 @@ def diff(arguments: argparse.Namespace) -> int:
     """Say in what two memories differ; status 10 where they do."""
     from cedkv.api.inspection import differences
     from cedkv.api.memory import stored_in
+    from cedkv.report import escape
 
     found = differences(stored_in(Path(arguments.folder)), stored_in(Path(arguments.other)))
     for line in found:
-        print(line)
+        print(escape.plain(line))
     if not found:
         print("the two inject the same")
     return DIFFERENT if found else 0

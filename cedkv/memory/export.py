@@ -153,8 +153,25 @@ def _memory(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> StoredMemo
     documents = tuple(meta["documents"])
     if not all(isinstance(name, str) for name in documents) or len(set(documents)) < len(documents):
         raise ValueError("documents are not names, each its own")
+    _check_described(meta, stored)
     origin = meta["origin"] if meta["format"] >= 4 else {name: str(meta[name]) for name in _BEFORE_4}
     return StoredMemory(states, documents, Origin(**origin), meta, stored["weights"], stored["candidates"])
+
+
+def _check_described(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+    """Raise where what is said of slots is not said of each of them."""
+    n, slots, candidates = stored["candidates"].shape
+    for name, size in (("anchors", None), ("candidate_types", candidates)):
+        rows = [row for document in meta[name] for row in document]
+        whole = [len(document) for document in meta[name]] == [slots] * n
+        if not whole or any(size is not None and len(row) != size for row in rows):
+            raise ValueError(f"{name} are not those of {n} documents with {slots} mixed slots")
+    if not all(isinstance(anchor["position"], int) for document in meta["anchors"] for anchor in document):
+        raise ValueError("an anchor has no position")
+    if tuple(stored["weights"].shape[i] for i in (0, 3, 4)) != (n, slots, candidates):
+        raise ValueError("weights and candidates have other shapes")
+    for name in ("mode", "share", "topk", "sink_slots"):
+        meta[name]
 
 
 _BEFORE_4 = ("model_fingerprint", "config_hash")

@@ -68,6 +68,13 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
         (lambda t, d: _change(d, "slots", 9), "not of 3 documents and 9 slots"),
         (lambda t, d: _change(d, "documents", ["d0"]), "not of 1 documents"),
         (lambda t, d: _change(d, "documents", ["d0", "d0", "d1"]), "not names, each its own"),
+        (lambda t, d: _change(d, "anchors", [[]] * 3), "anchors are not those of 3 documents"),
+        (lambda t, d: _change(d, "anchors", [[{"position": "x"}] * 3] * 3), "an anchor has no position"),
+        (
+            lambda t, d: _change(d, "candidate_types", [[["content"]] * 3] * 3),
+            "candidate_types are not those",
+        ),
+        (lambda t, d: _change(d, "mode", None, gone=True), r"KeyError: 'mode'"),
         (lambda t, d: _change(d, "origin", {"pickle": 1}), r"cannot be read \(TypeError"),
         (lambda t, d: _agreed(t, d, _poisoned(t)), "is not finite"),
     ],
@@ -88,8 +95,11 @@ def test_a_memory_of_format_3_is_read(tiny, tmp_path):
     assert read_memory(tensors, described).origin == Origin("f", "c")
 
 
-def _change(described, key, value):
-    described.write_text(json.dumps(json.loads(described.read_text()) | {key: value}))
+def _change(described, key, value, *, gone=False):
+    meta = json.loads(described.read_text()) | {key: value}
+    if gone:
+        del meta[key]
+    described.write_text(json.dumps(meta))
 
 
 def _flipped(content):
