@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cedkv.cli.shared import DEFAULT_EXPERIMENT
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
     from cedkv.core.verdict import Verdict
     from cedkv.release.verdict import Surroundings
     from cedkv.tracking.record import RunRecord
-
-DEFAULT_EXPERIMENT = "cedkv"
 
 
 def gate(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cedkv.cli.judge import DEFAULT_EXPERIMENT, store, whole_id
+from cedkv.cli.judge import store, whole_id
+from cedkv.cli.shared import DEFAULT_EXPERIMENT
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
-from cedkv.cli import bench, commands, judge, look, own, repeat, tune, use
+from cedkv.cli import bench, commands, generate, judge, look, memory, own, repeat, shared, tune
 
 _Run = Callable[[argparse.Namespace], int]
 _TRAIN = "train"
@@ -49,14 +48,18 @@ def _build() -> argparse.ArgumentParser:
     _reproduce(command("reproduce", "run a logged configuration again and compare", repeat.reproduce))
     _certify(command("certify", "open the sealed set for the memory of a finished run", repeat.certify))
     _tune(command("tune", "search settings: a study of trials, each a run of the log", tune.tune))
-    _memory(
+    memory.memory_arguments(
         subparsers.add_parser(
             "memory", help="export a run's memory, and look at memories", allow_abbrev=False
         )
     )
-    _generate(command("generate", "continue a prompt with and without a memory, side by side", use.generate))
-    _doctor(command("doctor", "say whether memories work in a model, and what they cost", use.doctor))
-    _store(
+    generate.generate_arguments(
+        command("generate", "continue a prompt with and without a memory, side by side", generate.generate)
+    )
+    generate.doctor_arguments(
+        command("doctor", "say whether memories work in a model, and what they cost", generate.doctor)
+    )
+    shared.store(
         command(
             "sync",
             "send to the store what runs that died, or whose store was away, had logged",
@@ -106,38 +109,19 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Which run, in which store."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning")
-    which.add_argument("--latest", action="store_true", help="the newest run of the experiment")
-    if several:
-        which.add_argument("--all", action="store_true", help="every run of the experiment, a line each")
-    parser.add_argument(
-        "--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}, or the run's own"
-    )
-    _store(parser)
-
-
-def _store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tracking-uri", metavar="URI", help="store; default: MLFLOW_TRACKING_URI, else mlruns/"
-    )
-
-
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
-    _store(parser)
+    shared.store(parser)
 
 
 def _certify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="RUN_ID", help="id of a finished run, or its beginning")
-    _store(parser)
+    shared.store(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the certificate")
 
 
 def _gate(parser: argparse.ArgumentParser) -> None:
-    _run(parser, several=True)
+    shared.run(parser, several=True)
     parser.add_argument(
         "--milestone",
         action="store_true",
@@ -154,9 +138,9 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="ids of runs; several with --html only")
     parser.add_argument("--latest", action="store_true", help="the newest run of the experiment")
     parser.add_argument(
-        "--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}, or the run's own"
+        "--experiment", metavar="NAME", help=f"default: {shared.DEFAULT_EXPERIMENT}, or the run's own"
     )
-    _store(parser)
+    shared.store(parser)
     parser.set_defaults(all=False, dry_run=True)
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="of the report")
     parser.add_argument(
@@ -170,17 +154,17 @@ def _page_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _dashboard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
-    parser.add_argument("--port", type=_port, default=8050, help="of 127.0.0.1 (%(default)s)")
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {shared.DEFAULT_EXPERIMENT}")
+    parser.add_argument("--port", type=shared.port, default=8050, help="of 127.0.0.1 (%(default)s)")
     parser.add_argument("--check", action="store_true", help="say whether the pages are valid, and end")
     _page_folder(parser)
-    _store(parser)
+    shared.store(parser)
 
 
 def _ui(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
-    parser.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (%(default)s)")
-    _store(parser)
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {shared.DEFAULT_EXPERIMENT}")
+    parser.add_argument("--port", type=shared.port, default=5000, help="of 127.0.0.1 (%(default)s)")
+    shared.store(parser)
 
 
 def _warnings(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +173,7 @@ def _warnings(parser: argparse.ArgumentParser) -> None:
         "run_id", nargs="?", metavar="RUN_ID", help="id of a run, or its beginning; default: the newest"
     )
     which.add_argument("--all", action="store_true", help="every run of the experiment")
-    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}")
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {shared.DEFAULT_EXPERIMENT}")
     parser.add_argument(
         "--fail-on",
         choices=("info", "warning", "error"),
@@ -199,7 +183,7 @@ def _warnings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", metavar="TEXT", help="what was found, what is done about it")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the list")
     _page_folder(parser)
-    _store(parser)
+    shared.store(parser)
 
 
 def _tune(parser: argparse.ArgumentParser) -> None:
@@ -207,12 +191,14 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--space", metavar="FILE", required=True, help="what it searches, e.g. configs/tune/dual.yaml"
     )
-    parser.add_argument("--trials", metavar="N", type=_count, default=40, help="of all workers (%(default)s)")
     parser.add_argument(
-        "--minutes", metavar="M", type=_minutes, help="begin no trial of the search after these"
+        "--trials", metavar="N", type=shared.count, default=40, help="of all workers (%(default)s)"
     )
     parser.add_argument(
-        "--patience", metavar="N", type=_count, help="end after N trials without a better one"
+        "--minutes", metavar="M", type=shared.minutes, help="begin no trial of the search after these"
+    )
+    parser.add_argument(
+        "--patience", metavar="N", type=shared.count, help="end after N trials without a better one"
     )
     parser.add_argument(
         "--then",
@@ -224,99 +210,24 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         metavar="K",
-        type=_count,
+        type=shared.count,
         default=3,
         help="how many go on to the first --then, half as many to each further one (%(default)s)",
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=_count, default=3, help="fresh seeds at every --then (%(default)s)"
+        "--seeds", metavar="N", type=shared.count, default=3, help="fresh seeds at every --then (%(default)s)"
     )
     parser.add_argument("--study", metavar="NAME", help="its name; workers that give the same one share it")
     parser.add_argument("--storage", metavar="URI", help="where workers meet; default: tune.db under mlruns/")
     parser.add_argument("--out", metavar="FILE", help="the best configuration; default: in build/tune/")
-    parser.add_argument("--experiment", metavar="NAME", help=f"default: {judge.DEFAULT_EXPERIMENT}-tune")
+    parser.add_argument("--experiment", metavar="NAME", help=f"default: {shared.DEFAULT_EXPERIMENT}-tune")
     parser.add_argument(
         "--phase3-strict-hf", action="store_true", help="refuse every number that is no HF forward"
     )
     parser.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one key"
     )
-    _store(parser)
-
-
-def _memory(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-
-    def action(name: str, summary: str, run: _Run) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        added.set_defaults(run=run)
-        return added
-
-    export = action("export", "write the memory of a run that passed to a folder", use.export)
-    _run(export)
-    export.add_argument("--out", metavar="DIR", help="a new folder; default: memory-RUN")
-    export.add_argument("--force", action="store_true", help="whatever the gates say; their verdict is in it")
-    inspect = action("inspect", "print what a memory is", use.inspect)
-    inspect.add_argument("folder", metavar="DIR", help="an exported memory")
-    inspect.add_argument(
-        "--state", metavar="NAME", help="its slots one by one: anchor, atom types, candidates"
-    )
-    inspect.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
-    diff = action("diff", "say in what two memories differ; status 10 where they do", use.diff)
-    diff.add_argument("folder", metavar="DIR", help="an exported memory")
-    diff.add_argument("other", metavar="OTHER", help="another one")
-    verify = action("verify", "check a memory: hash, shapes, numbers; its model; its run", use.verify)
-    verify.add_argument("folder", metavar="DIR", help="an exported memory")
-    _model_of(verify, "check that it was made for this one")
-    verify.add_argument(
-        "--log", action="store_true", help="check that its run logged it; what its log says now"
-    )
-    _store(verify)
-
-
-def _model_of(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--model", metavar="NAME", help=f"folder, hub name or 'embedded': {what}")
-    parser.add_argument("--device", default="auto", help="of the model: auto, cpu, cuda (%(default)s)")
-
-
-def _generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("memory", metavar="MEMORY", help="an exported memory, or the id of a run")
-    parser.add_argument("prompt", metavar="PROMPT", help="what is continued")
-    parser.add_argument(
-        "--state",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="the document whose slots are attached; again for several",
-    )
-    parser.add_argument(
-        "--document",
-        metavar="FILE",
-        help="its text, for the way with the document in front; of a run it is known",
-    )
-    _model_of(parser, "default: the one it was made for")
-    parser.add_argument("--tokens", metavar="N", type=_count, default=32, help="at most (%(default)s)")
-    parser.add_argument(
-        "--temperature", metavar="T", type=_temperature, default=0.0, help="0: greedy (%(default)s)"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn (%(default)s)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
-    _store(parser)
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder, hub name or 'embedded'")
-    parser.add_argument(
-        "--layers",
-        metavar="SCOPE",
-        default="top25",
-        help="where slots go: topNN, all or full_attention (%(default)s)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
-    )
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+    shared.store(parser)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -348,7 +259,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
         help="where to write it (%(default)s); cedkv/models/embedded replaces the one that ships",
     )
     build.add_argument(
-        "--steps", metavar="N", type=_count, help="training steps; default: as many as the recipe says"
+        "--steps", metavar="N", type=shared.count, help="training steps; default: as many as the recipe says"
     )
     build.set_defaults(run=commands.model_build)
 
@@ -373,8 +284,10 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     speed.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     speed.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
-    speed.add_argument("--threads", metavar="N", type=_count, help="CPU threads; default: torch's")
-    speed.add_argument("--repeats", metavar="N", type=_count, help="turns of each rival; default: 5, quick 3")
+    speed.add_argument("--threads", metavar="N", type=shared.count, help="CPU threads; default: torch's")
+    speed.add_argument(
+        "--repeats", metavar="N", type=shared.count, help="turns of each rival; default: 5, quick 3"
+    )
     speed.add_argument("--no-peers", action="store_true", help="without peft's rows")
     speed.add_argument(
         "--out", metavar="DIR", default="build/bench", help="where tables and figure go (%(default)s)"
@@ -388,37 +301,3 @@ def _sections(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SECTIONS)}")
     return tuple(name for name in SECTIONS if name in chosen)
-
-
-def _port(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not 0 < number < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
-    return number
-
-
-def _minutes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes over 0")
-    return number
-
-
-def _temperature(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0.0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature, 0 or more")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number

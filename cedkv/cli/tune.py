@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cedkv.cli.commands import ABORTED, talks
-from cedkv.cli.judge import DEFAULT_EXPERIMENT, store
+from cedkv.cli.judge import store
+from cedkv.cli.shared import DEFAULT_EXPERIMENT
 from cedkv.core.errors import UserError
 
 NOTHING_KEPT = 10

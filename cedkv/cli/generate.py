@@ -1,4 +1,4 @@
-"""Commands that use memories: export and look at them, generate with one, ask whether a model can have one."""
+"""Commands that try memories on a model: continue a prompt with one, ask whether a model can have one."""
 
 from __future__ import annotations
 
@@ -13,136 +13,62 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cedkv.cli.judge import one_run, store, whole_id
+from cedkv.cli import shared
+from cedkv.cli.judge import store, whole_id
 from cedkv.core.errors import UserError
 
 if TYPE_CHECKING:
     from cedkv.api.beside import Said
     from cedkv.api.memory import Memory
-    from cedkv.memory.export import StoredMemory
     from cedkv.models.load import LoadedModel
 
-DIFFERENT, UNSUPPORTED = 10, 10
+UNSUPPORTED = 10
+"""Status of `cedkv doctor` where something does not hold."""
+
 _SHADES = ((0.05, ""), (0.5, "\x1b[33m"), (float("inf"), "\x1b[31m"))
 """Colours of tokens by their KL in nats: up to the first limit none, then yellow, then red."""
 
 
-def export(arguments: argparse.Namespace) -> int:
-    """Write a run's memory to a folder; status 10 or 11, and no folder, where the gates do not pass it."""
-    from cedkv.api.folder import NotPassedError
-    from cedkv.api.folder import export as write
-    from cedkv.release.exit_codes import of_status
-
-    run_id = one_run(arguments)
-    folder = Path(arguments.out or f"memory-{run_id[:8]}")
-    try:
-        verdict = write(run_id, store(arguments), folder, force=arguments.force)
-    except NotPassedError as error:
-        print(f"cedkv: {error}", file=sys.stderr)
-        return of_status(error.status)
-    print(f"{folder}  run {run_id[:8]}  Gate A {verdict.gates.gate_a}  Gate B {verdict.gates.gate_b}")
-    return 0
-
-
-def inspect(arguments: argparse.Namespace) -> int:
-    """Print what a memory is, and with --state each of its slots."""
-    from cedkv.api.inspection import facts, slots_of
-    from cedkv.api.memory import stored_in
-    from cedkv.report.tables import jsonable
-
-    stored = stored_in(Path(arguments.folder))
-    found = facts(stored)
-    rows = slots_of(stored, _known(stored, arguments.state)) if arguments.state else None
-    if arguments.format == "json":
-        content = found | {"names": list(stored.documents)} | ({} if rows is None else {"state": rows})
-        print(json.dumps(jsonable(content), indent=2))
-        return 0
-    for line in _facts(found) + (["", *_slots(rows)] if rows is not None else _names(stored)):
-        print(line)
-    return 0
+def generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``cedkv generate``."""
+    parser.add_argument("memory", metavar="MEMORY", help="an exported memory, or the id of a run")
+    parser.add_argument("prompt", metavar="PROMPT", help="what is continued")
+    parser.add_argument(
+        "--state",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the document whose slots are attached; again for several",
+    )
+    parser.add_argument(
+        "--document",
+        metavar="FILE",
+        help="its text, for the way with the document in front; of a run it is known",
+    )
+    shared.model(parser, "default: the one it was made for")
+    parser.add_argument("--tokens", metavar="N", type=shared.count, default=32, help="at most (%(default)s)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=shared.temperature, default=0.0, help="0: greedy (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn (%(default)s)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+    shared.store(parser)
 
 
-def _known(stored: StoredMemory, state: str) -> str:
-    from cedkv.api.memory import Memory
-
-    Memory(stored.states, stored.documents, stored.origin).group(state)
-    return state
-
-
-def _facts(found: dict[str, Any]) -> list[str]:
-    from cedkv.report.tables import aligned, shown
-
-    flat: dict[str, Any] = {}
-    for name, value in found.items():
-        items = value.items() if isinstance(value, dict) else [("", value)]
-        flat |= {f"{name} {key}".strip(): item for key, item in items}
-    rows = [[name, shown(_said(value))] for name, value in flat.items()]
-    return aligned(rows, (False, False))
-
-
-def _said(value: Any) -> float | str | None:
-    return value if value is None or isinstance(value, float | str) else str(value)
-
-
-def _names(stored: StoredMemory) -> list[str]:
-    from cedkv.report import escape
-
-    names = [escape.plain(name, 40) for name in stored.documents[:12]]
-    more = len(stored.documents) - len(names)
-    return [
-        "",
-        f"states  {', '.join(names)}{f' and {more} more' if more > 0 else ''}",
-        "one of them, slot by slot: --state NAME",
-    ]
-
-
-def _slots(rows: list[dict[str, Any]]) -> list[str]:
-    from cedkv.report.tables import aligned
-
-    table = [["slot", "anchor", "mass by atom type", "candidates, position:weight"]]
-    for row in rows:
-        mass = "  ".join(f"{kind} {share:.2f}" for kind, share in row["mass"].items())
-        best = "  ".join(f"{one['position']}:{one['weight']:.2f}" for one in row["candidates"])
-        table.append([str(row["slot"]), str(row["anchor"]), mass, best])
-    return aligned(table, (True, True, False, False))
-
-
-def diff(arguments: argparse.Namespace) -> int:
-    """Say in what two memories differ; status 10 where they do."""
-    from cedkv.api.inspection import differences
-    from cedkv.api.memory import stored_in
-    from cedkv.report import escape
-
-    found = differences(stored_in(Path(arguments.folder)), stored_in(Path(arguments.other)))
-    for line in found:
-        print(escape.plain(line))
-    if not found:
-        print("the two inject the same")
-    return DIFFERENT if found else 0
-
-
-def verify(arguments: argparse.Namespace) -> int:
-    """Check a memory's folder; with --model that it is that model's, with --log that it is what its run logged."""
-    from cedkv.api.memory import Memory, stored_in
-
-    stored = stored_in(Path(arguments.folder))
-    memory = Memory.load(arguments.folder)
-    print(f"readable, of format {stored.meta['format']}; hash, shapes and numbers agree")
-    if arguments.model is not None:
-        loaded = _model(arguments, memory)
-        memory.check(loaded.model, loaded.tokenizer)
-        known = (
-            "weights, settings and tokenizer" if memory.origin.tokenizer_sha256 else "weights and settings"
-        )
-        print(f"made for {arguments.model!r}: {known} agree")
-    if arguments.log:
-        from cedkv.api.folder import check_logged
-
-        verdict = check_logged(stored, store(arguments))
-        print(
-            f"run {verdict.gates.run_id[:8]} logged it; its log says Gate A {verdict.gates.gate_a}, Gate B {verdict.gates.gate_b}"
-        )
-    return 0
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``cedkv doctor``."""
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name or 'embedded'")
+    parser.add_argument(
+        "--layers",
+        metavar="SCOPE",
+        default="top25",
+        help="where slots go: topNN, all or full_attention (%(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -208,7 +134,7 @@ def _source(arguments: argparse.Namespace) -> _Source:
     named = str(arguments.memory)
     if Path(named).exists() or not re.fullmatch("[0-9a-f]{6,32}", named):
         memory = Memory.load(named)
-        return _Source(memory, _state(arguments, memory), text, partial(_model, arguments, memory))
+        return _Source(memory, _state(arguments, memory), text, partial(model_for, arguments, memory))
     from cedkv.tracking.reader import read_run
     from cedkv.train.logged import config_of, corpus_of, memory_of, model_of
 
@@ -219,7 +145,7 @@ def _source(arguments: argparse.Namespace) -> _Source:
     if text is None:
         documents = {document.id: document.text for document in corpus_of(record, config).documents}
         text = documents[state[0]] if len(state) == 1 else None
-    load = partial(_model, arguments, memory) if arguments.model else partial(model_of, record, config)
+    load = partial(model_for, arguments, memory) if arguments.model else partial(model_of, record, config)
     return _Source(memory, state, text, load)
 
 
@@ -242,15 +168,6 @@ def _text(file: Path) -> str:
         raise UserError(
             f"--document {str(file)!r} cannot be read as UTF-8 text ({error}); name a text file"
         ) from error
-
-
-def _model(arguments: argparse.Namespace, memory: Memory) -> LoadedModel:
-    from cedkv.models.load import load_model
-
-    named = arguments.model or memory.origin.model
-    if not named:
-        raise UserError("the memory does not say which model it was made for: name it with --model")
-    return load_model(named, dtype=memory.origin.dtype or "float32", device=arguments.device)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -285,3 +202,13 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else escape.plain(str(value), 64)
+
+
+def model_for(arguments: argparse.Namespace, memory: Memory) -> LoadedModel:
+    """The model that was named, else the one that a memory was made for."""
+    from cedkv.models.load import load_model
+
+    named = arguments.model or memory.origin.model
+    if not named:
+        raise UserError("the memory does not say which model it was made for: name it with --model")
+    return load_model(named, dtype=memory.origin.dtype or "float32", device=arguments.device)
