@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cedkv import ledger
 from cedkv.report.dashboard.draw import draw_page
-from cedkv.report.dashboard.spec import read_pages
+from cedkv.report.dashboard.pages import read_pages
 from cedkv.tracking.reader import metric_history
 from cedkv.tracking.writer import RunWriter
 from cedkv.train.desk import Desk

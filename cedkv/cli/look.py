@@ -154,7 +154,7 @@ def _as_json(alerts: Sequence[Alert]) -> str:
 
 
 def _pages(arguments: argparse.Namespace) -> tuple[Page, ...]:
-    from cedkv.report.dashboard.spec import find_pages, read_pages
+    from cedkv.report.dashboard.pages import find_pages, read_pages
     from cedkv.tracking.store import project_root
 
     return read_pages(find_pages(arguments.pages, project_root(Path.cwd())))

@@ -15,7 +15,8 @@ from cedkv.core.verdict import Verdict
 from cedkv.release.milestone import find_baseline
 from cedkv.release.verdict import verdict_on
 from cedkv.report.dashboard.alerts import Alert, acknowledgement, alerts_of, rules_of
-from cedkv.report.dashboard.spec import Page, find_pages, read_pages
+from cedkv.report.dashboard.pages import find_pages, read_pages
+from cedkv.report.dashboard.spec import Page
 from cedkv.report.dashboard.view import Rows, RunView, View
 from cedkv.tracking.attach import attach, write_back
 from cedkv.tracking.feed import Feed

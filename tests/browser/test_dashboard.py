@@ -10,7 +10,7 @@ import pytest
 
 from cedkv import ledger
 from cedkv.cli import main
-from cedkv.report.dashboard.spec import read_pages
+from cedkv.report.dashboard.pages import read_pages
 from cedkv.tracking.reader import metric_history, read_rows, read_run
 from cedkv.tracking.writer import RunWriter
 from tests.small_runs import SMALL

@@ -12,7 +12,7 @@ from cedkv import ledger
 from cedkv.report.dashboard.alerts import alerts_of, rules_of
 from cedkv.report.dashboard.draw import draw_page
 from cedkv.report.dashboard.html import to_html
-from cedkv.report.dashboard.spec import read_pages
+from cedkv.report.dashboard.pages import read_pages
 
 PAGES = read_pages(Path(__file__).parents[3] / "dashboards")
 KEYS = sorted(

@@ -10,11 +10,11 @@ import pytest
 from cedkv import ledger
 from cedkv.config.reference import keys
 from cedkv.core.errors import UserError
-from cedkv.report.dashboard import spec
+from cedkv.report.dashboard import pages, spec
 from cedkv.report.dashboard.reference import refreshed
 
 FOLDER = Path(__file__).parents[3] / "dashboards"
-PAGES = spec.read_pages(FOLDER)
+PAGES = pages.read_pages(FOLDER)
 LEDGER = {value for name, value in vars(ledger).items() if name.isupper() and isinstance(value, str)} | {
     *map(ledger.atom_mass, ledger.ATOM_TYPES),
     *map(ledger.seconds, ledger.PARTS),
@@ -76,7 +76,7 @@ def test_the_reference_is_the_schema():
 def test_the_small_page_of_the_readme_is_one(tmp_path):
     text = (FOLDER / "README.md").read_text()
     (tmp_path / "small.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
-    (page,) = spec.read_pages(tmp_path)
+    (page,) = pages.read_pages(tmp_path)
     assert (page.page, len(page.panels), len(page.warnings)) == ("Slot mass", 2, 1)
 
 
@@ -109,7 +109,7 @@ def test_the_small_page_of_the_readme_is_one(tmp_path):
 def test_a_broken_page_is_refused_with_place_rule_and_remedy(tmp_path, text, told):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError) as refused:
-        spec.read_pages(tmp_path)
+        pages.read_pages(tmp_path)
     assert told in str(refused.value)
     assert "mine.yaml" in str(refused.value)
 
@@ -119,18 +119,18 @@ def test_two_rules_of_one_name_two_pages_of_one_title_and_bad_file_names_are_ref
     (tmp_path / "a.yaml").write_text(GOOD + rule)
     (tmp_path / "b.yaml").write_text(GOOD.replace("One", "Two") + rule)
     with pytest.raises(UserError, match="warning rule 'a' stands in"):
-        spec.read_pages(tmp_path)
+        pages.read_pages(tmp_path)
     (tmp_path / "b.yaml").write_text(GOOD)
     with pytest.raises(UserError, match="page 'One' stands in"):
-        spec.read_pages(tmp_path)
+        pages.read_pages(tmp_path)
     (tmp_path / "b.yaml").unlink()
     (tmp_path / "a b.yaml").write_text(GOOD)
     with pytest.raises(UserError, match="a page's file is its address"):
-        spec.read_pages(tmp_path)
+        pages.read_pages(tmp_path)
 
 
 def test_a_folder_without_pages_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match="--pages"):
-        spec.read_pages(tmp_path)
+        pages.read_pages(tmp_path)
     with pytest.raises(UserError, match="--pages"):
-        spec.read_pages(tmp_path / "absent")
+        pages.read_pages(tmp_path / "absent")
