@@ -178,6 +178,7 @@ def only_run(uri: str) -> Any:
     return read_run(run.run_id, uri)
 
 
+@pytest.mark.slow  # test_endings has the same of a smaller run
 def test_sigterm_in_the_middle_ends_the_run_killed_with_what_was_traced(arguments, database):
     line = [sys.executable, "-m", "cedkv", *arguments("phase3.train.steps=100000")]
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

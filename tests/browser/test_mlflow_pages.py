@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+pytestmark = pytest.mark.slow  # MLflow's server takes its time, and its pages are not ours
+
+
 @pytest.fixture(scope="module")
 def addresses(shown) -> Iterator[dict[str, str]]:
     """The addresses that `cedkv ui` prints, served as long as the tests of this file run."""

@@ -516,6 +516,7 @@ def _stress_rows_alive() -> int:
     return sum(type(thing) is StressRow for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_one_run_is_in_memory_at_a_time(store_uri: str, stress_row: dict[str, Any]) -> None:
     for _ in range(6):
         _log_table(store_uri, stress_row, 100)

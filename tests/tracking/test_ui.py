@@ -54,7 +54,12 @@ def lines_until_ready(ui: subprocess.Popen[str]) -> list[str]:
     raise AssertionError(ui.stderr.read() if ui.stderr else "ended")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SLOW = {"marks": pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, **SLOW), pytest.param(signal.SIGHUP, **SLOW)]
+)
 def test_it_serves_the_store_on_this_machine_and_leaves_nothing_behind(store_uri, how):
     with RunWriter(store_uri, "cedkv") as run:
         run.log_metrics({"a": 1.0}, 0)

@@ -103,7 +103,7 @@ def assert_same_run(first: str, second: str, uri: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [(), GATED], ids=["plain", "gated"])
-@pytest.mark.parametrize("step", [5, 7, 12])
+@pytest.mark.parametrize("step", [5, 7, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_one_that_was_never_interrupted(
     small_config, store_uri, monkeypatch, settings, step
 ):
@@ -228,7 +228,14 @@ def test_other_data_are_refused_before_the_run_is_touched(small_config, store_ur
     assert read_run(run_id, store_uri).status == "FAILED"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit", "no manifest", "half written"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "bit",
+        "half written",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "no manifest")),
+    ],
+)
 def test_a_damaged_checkpoint_is_found_and_the_one_before_used(small_config, store_uri, monkeypatch, damage):
     config = small_config(f"tracking.uri={store_uri}", *STEPS)
     run_id = interrupted(config, store_uri, monkeypatch, 11)

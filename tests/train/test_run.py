@@ -285,8 +285,8 @@ def test_the_memory_says_what_it_is_and_where_its_slots_stand(logged, train_smal
     meta = json.loads(logged.file(ledger.MEMORY_META).read_text())
     record = logged.record()
     assert meta["format"] == FORMAT
-    assert meta["model_fingerprint"] == record.tags[ledger.TAG_MODEL]
-    assert meta["config_hash"] == record.tags[ledger.TAG_CONFIG_HASH]
+    assert meta["origin"]["model_fingerprint"] == record.tags[ledger.TAG_MODEL]
+    assert meta["origin"]["config_hash"] == record.tags[ledger.TAG_CONFIG_HASH]
     assert meta["documents"] == ["doc-0000", "doc-0001", "doc-0002"]
     assert (meta["mode"], meta["share"], meta["topk"]) == ("v_only", "shared", 2)
     assert meta["layers"] == {"injection": [2, 3], "mixture": [2, 3]}
