@@ -131,14 +131,16 @@ _TUNED: dict[tuple[object, ...], Setting] = {}
 
 def tuning_setting(setting: Setting) -> Setting:
     """A few documents of the tuning seed, prepared once for all peers."""
-    tuning, evaluation = setting.options.tuning, setting.config().phase3.eval
+    tuning, phase3 = setting.options.tuning, setting.config().phase3
+    evaluation, pool = phase3.eval, phase3.train.off_batch
     documents = min(tuning.documents, evaluation.on_samples)
     share = documents / evaluation.on_samples
+    off = max(64, pool, round(evaluation.off_samples * share / 4))
     extra = (
         f"phase3.eval.on_samples={documents}",
-        f"phase3.eval.off_samples={max(64, round(evaluation.off_samples * share / 4))}",
+        f"phase3.eval.off_samples={off}",
         f"phase3.eval.off_fixed_stress.size={min(tuning.stress, evaluation.off_fixed_stress.size)}",
-        "phase3.loss.off.hard_pool_size=16",
+        f"phase3.loss.off.hard_pool_size={pool}",
         "phase3.loss.off.prerank=null",
     )
     key = (setting.options.config, setting.options.overrides, tuning)
