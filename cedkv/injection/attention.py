@@ -206,7 +206,7 @@ def _attention(
         value = torch.cat([_rows(states.values[layer], active.rows, batch).to(value.dtype), value], dim=2)
         if states.bias is not None:
             bias = _rows(states.bias[layer], active.rows, batch)
-            attention_mask = with_bias(attention_mask, bias, query.shape[1], query.dtype)
+            attention_mask = with_bias(attention_mask, bias, query.shape[1], query.dtype, length)
         kwargs["is_causal"] = False
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.masking_utils import sdpa_mask
 
 from cedkv.memory.state import States
@@ -23,8 +24,12 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return k[None, :] <= q[:, None] + (keys - queries)
 
 
-def with_slots(states: States, window: int | None, mask: Tensor | None, queries: int, length: int) -> Tensor:
-    """`mask` [B or 1, 1, Q, T] with S columns for the slots in front."""
+def with_slots(
+    states: States, window: int | None, mask: Tensor | None, queries: int, length: int
+) -> Tensor | None:
+    """`mask` [B or 1, 1, Q, T] with S columns for the slots in front; None where a single query sees everything."""
+    if mask is None and queries == 1 and states.positions is None:
+        return None
     device = next(iter(states.keys.values())).device
     if mask is None:  # unpadded: the mask that sdpa would have implied
         mask = causal_mask(queries, length, device)[None, None]
@@ -40,8 +45,18 @@ def with_slots(states: States, window: int | None, mask: Tensor | None, queries:
     return torch.cat([visible.expand(mask.shape[0], mask.shape[1], -1, -1), mask], dim=3)
 
 
-def with_bias(mask: Tensor, bias: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """`mask` [B or 1, 1, Q, S + T] with `bias` [B, H or G, S] on its slots, additive and for every query head: [B, H, Q, S + T]."""
+def with_bias(mask: Tensor | None, bias: Tensor, heads: int, dtype: torch.dtype, length: int) -> Tensor:
+    """`mask` [B or 1, 1, Q, S + T] with `bias` [B, H or G, S] on its slots, additive and for every query head: [B, H, Q, S + T].
+
+    None is a single query that sees everything, of `length` T tokens.
+    """
+    if mask is None:
+        each = (
+            bias.to(dtype)
+            if bias.shape[1] == heads
+            else bias.to(dtype).repeat_interleave(heads // bias.shape[1], dim=1)
+        )
+        return functional.pad(each[:, :, None], (0, length))
     if mask.dtype == torch.bool:
         mask = additive(mask, dtype)
     per_head = bias.to(mask.dtype).repeat_interleave(heads // bias.shape[1], dim=1)[:, :, None]
@@ -65,8 +80,9 @@ def _refuse_left_padding(mask: Tensor, queries: int, length: int) -> None:
 
 
 def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Sdpa's mask, never skipped: with slots in front, `is_causal` would crop the keys to the first Q."""
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    """Sdpa's mask, skipped for a single query only: with slots in front, `is_causal` would crop the keys to the first Q."""
+    skip = kwargs.get("q_length") == 1 and kwargs.get("allow_is_causal_skip", True)
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": skip})
 
 
 _REPLACED: ContextVar[bool] = ContextVar("cedkv_masks_replaced", default=False)
