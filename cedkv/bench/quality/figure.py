@@ -54,7 +54,7 @@ def draw(report: Report, path: Path) -> bool:
     for line in lines:
         colour, marker = STYLE[line.method]
         p99, gain = ([max(v, SMALLEST) for v in line.values(ledger.P99_STRESS)], line.values(ledger.ON_GAIN))
-        x, y = max(line.mean(ledger.P99_STRESS), SMALLEST), line.mean(ledger.ON_GAIN)
+        x, y = max(line.numbers.p99, SMALLEST), line.numbers.gain
         axes.plot([min(p99), max(p99)], [y, y], "-", color=colour, linewidth=1)
         axes.plot([x, x], [min(gain), max(gain)], "-", color=colour, linewidth=1)
         size = 10 if line.method == "phase3" else 7

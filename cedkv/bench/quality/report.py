@@ -13,7 +13,7 @@ from cedkv.bench import machine
 from cedkv.bench.quality.options import METHODS
 from cedkv.bench.quality.overhead import BARE, RIVAL_OF
 from cedkv.bench.quality.result import Result, mean
-from cedkv.bench.quality.verdict import Target, targets
+from cedkv.bench.quality.verdict import PHASE3, Numbers, Target, targets
 from cedkv.report.tables import jsonable, markdown_table
 
 COLUMNS: Mapping[str, str] = {
@@ -43,9 +43,11 @@ class Line:
         """One metric of every seed."""
         return [result.metrics[metric] for result in self.results]
 
-    def mean(self, metric: str) -> float:
-        """The mean over seeds."""
-        return mean(self.values(metric))
+    @property
+    def numbers(self) -> Numbers:
+        """What the verdict is made of."""
+        p99 = self.values(ledger.P99_STRESS)
+        return Numbers(mean(self.values(ledger.ON_GAIN)), mean(p99), max(p99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class Report:
     @property
     def targets(self) -> list[Target]:
         """The verdict."""
-        rows = {line.method: {metric: line.mean(metric) for metric in COLUMNS} for line in self.lines}
-        return targets(rows, {method: self.cost(method) for method in rows}, self.limit)
+        rows = {line.method: line.numbers for line in self.lines}
+        return targets(rows, self.cost(PHASE3), self.limit)
 
 
 def to_markdown(report: Report, figure: str | None) -> str:
