@@ -75,6 +75,8 @@ def _compute(setting: Setting, kept: Kept) -> None:
     """The methods of one seed that are not there yet; on the first seed also what generation costs."""
     options = setting.options
     for method in options.methods:
+        if method in KVPRESS and options.kvpress is None:
+            continue
         path = kept.path(setting.seed, method, settings_of(setting, method))
         if kept.read(path) is None or (options.force and method in OURS):
             kept.write(path, as_json(make(setting, kept, method)))
@@ -92,6 +94,8 @@ def _there(settings: list[Setting], kept: Kept) -> Iterator[Result]:
             content = kept.read(kept.path(setting.seed, method, settings_of(setting, method)))
             if content is not None:
                 yield from_json(content)
+            elif method in KVPRESS and method in setting.options.methods:
+                yield Result(method, setting.seed, absent=pressed.NOBODY)
 
 
 def settings_of(setting: Setting, method: str) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def _compact(
     per_head = query.unflatten(1, (key.shape[0], -1)).transpose(0, 1).flatten(1, 2)  # [G, P · H / G, d]
     heads = [match(per_head[g], key[g], value[g], slots, scoring) for g in range(key.shape[0])]
     parts = ([h.key for h in heads], [h.value for h in heads], [h.bias for h in heads])
-    found_key, found_value, bias = (torch.stack(part).to(key.dtype) for part in parts)
+    found_key, found_value, bias = (torch.stack(part).to(key) for part in parts)
     return found_key, found_value, bias
 
 

@@ -42,8 +42,8 @@ class Compact:
 
 
 def match(query: Tensor, key: Tensor, value: Tensor, count: int, scoring: Scoring) -> Compact:
-    """Compact `key` [D, d] and `value` [D, e] to `count`, for `query` [n, d]. All in float64."""
-    query, key, value = query.double(), key.double(), value.double()
+    """Compact `key` [D, d] and `value` [D, e] to `count`, for `query` [n, d]. All in float64, on the CPU."""
+    query, key, value = (x.cpu().double() for x in (query, key, value))
     scores = scoring(query, key.T)
     attention = scores.softmax(-1)
     kept = attention.square().mean(0).topk(count).indices.sort().values

@@ -26,6 +26,7 @@ from cedkv.train.tables import answered, stress_rows
 
 PRESSES = {"kvpress_knorm": "KnormPress", "kvpress_expected": "ExpectedAttentionPress"}
 CHILD = "cedkv.bench.quality.press_child"
+NOBODY = "no interpreter with kvpress was given (--kvpress)"
 TOLERANCE = 1e-3
 """By how much the base's probabilities may differ in the other environment's transformers, in all."""
 MAKE = "python3 -m venv build/kvpress-env && build/kvpress-env/bin/pip install torch==2.13.0 && build/kvpress-env/bin/pip install kvpress==0.5.5"
@@ -48,8 +49,7 @@ def check_interpreter(python: str) -> None:
 def pressed(setting: Setting, name: str) -> Result:
     """Caches compressed to at least cedkv's bytes, judged from what the other environment answered."""
     python = setting.options.kvpress
-    if python is None:
-        return Result(name, setting.seed, absent="no interpreter with kvpress was given (--kvpress)")
+    assert python is not None
     experiment = setting.experiment
     keep = tokens_for(experiment, setting.budget)
     shortest = min(len(context.ids) for context in experiment.encoded.contexts)

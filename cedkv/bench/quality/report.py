@@ -132,8 +132,8 @@ def _cells(report: Report, line: Line) -> list[str]:
 def _ranged(values: Sequence[float], *, signed: bool) -> str:
     """The mean, with the range where there is one.
 
-    >>> _ranged([0.9612, 0.9588], signed=True), _ranged([0.0], signed=False), _ranged([11.2, 12.9], signed=False)
-    ('+0.960 (+0.959 to +0.961)', '0', '12 (11.2 to 12.9)')
+    >>> _ranged([0.9612, 0.9588], signed=True), _ranged([0.0], signed=False), _ranged([11.0, 13.5], signed=False)
+    ('+0.960 (+0.959 to +0.961)', '0', '12.2 (11 to 13.5)')
     """
     shown = [_short(value, signed=signed) for value in (mean(values), min(values), max(values))]
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
