@@ -56,7 +56,8 @@ class Material:
     """What the peers of one seed learn from: ON prompts by document with what the teacher says, and OFF prompts.
 
     Half of a document's OFF minibatch comes from all OFF training prompts, half from those that disturb the anchors'
-    memory of this very document most: drawn blindly, hardly one in five hundred would concern it.
+    memory of this very document most: drawn blindly, hardly one in five hundred would concern it. There is one of each
+    where a step has one ON prompt of a document only.
     """
 
     def __init__(self, experiment: Experiment) -> None:
