@@ -57,8 +57,19 @@ def draw(report: Report, path: Path) -> bool:
         x, y = max(line.numbers.p99, SMALLEST), line.numbers.gain
         axes.plot([min(p99), max(p99)], [y, y], "-", color=colour, linewidth=1)
         axes.plot([x, x], [min(gain), max(gain)], "-", color=colour, linewidth=1)
+        # Hollow: it was not told about OFF prompts, its variant was.
+        face = "none" if f"{line.method}_off" in STYLE else colour
         size = 10 if line.method == "phase3" else 7
-        axes.plot(x, y, marker, color=colour, markersize=size, label=line.name, linestyle="none")
+        axes.plot(
+            x,
+            y,
+            marker,
+            color=colour,
+            markerfacecolor=face,
+            markersize=size,
+            label=line.name,
+            linestyle="none",
+        )
     axes.axvline(report.limit, color=GATE, linewidth=1.2)
     axes.annotate(
         f"gate: p99 ≤ {report.limit:g}", (report.limit, 1.0), (4, 2), xycoords=("data", "axes fraction"),

@@ -94,7 +94,7 @@ def _there(settings: list[Setting], kept: Kept) -> Iterator[Result]:
             content = kept.read(kept.path(setting.seed, method, settings_of(setting, method)))
             if content is not None:
                 yield from_json(content)
-            elif method in KVPRESS and method in setting.options.methods:
+            elif method in KVPRESS and setting.options.kvpress is None and method in setting.options.methods:
                 yield Result(method, setting.seed, absent=pressed.NOBODY)
 
 
