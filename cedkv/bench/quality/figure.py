@@ -59,7 +59,7 @@ def draw(report: Report, path: Path) -> bool:
         axes.plot([x, x], [min(gain), max(gain)], "-", color=colour, linewidth=1)
         # Hollow: it was not told about OFF prompts, its variant was.
         face = "none" if f"{line.method}_off" in STYLE else colour
-        size = 10 if line.method == "phase3" else 7
+        size = {"phase3": 10, "full_context": 12}.get(line.method, 7)
         axes.plot(
             x,
             y,
