@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,13 @@ def interleaved(
             if turn:
                 seconds[name].append(own if isinstance(own, float) else elapsed)
     return {name: Spread(tuple(values)) for name, values in seconds.items()}
+
+
+def timed(run: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of one run, and what it gives."""
+    started = time.perf_counter()
+    found = run()
+    return time.perf_counter() - started, found
 
 
 def synchroniser(device: torch.device) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""The command that measures."""
+"""The commands that measure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cedkv.bench.options import Options
+from cedkv.cli.judge import store
 from cedkv.core.errors import UserError
 
 DISAGREES = 1
@@ -44,6 +45,40 @@ def speed(arguments: argparse.Namespace) -> int:
         Path(arguments.json).write_text(found.json)
     if not found.agrees:
         print("cedkv: a row does not agree with its independent computation", file=sys.stderr)
+    return 0 if found.agrees else DISAGREES
+
+
+def quality(arguments: argparse.Namespace) -> int:
+    """Compare cedkv's memories with their peers', print the tables; status 1 where a check does not hold."""
+    from cedkv.bench.quality.options import METHODS
+    from cedkv.bench.quality.options import Options as Asked
+    from cedkv.tracking.store import check_uri
+
+    if arguments.json is not None:
+        _check_json(Path(arguments.json))
+    for uri in arguments.read_from:
+        check_uri(uri)
+    asked = Asked(
+        config=arguments.config,
+        uri=store(arguments),
+        seeds=arguments.seeds,
+        methods=arguments.only or tuple(METHODS),
+        overrides=tuple(arguments.overrides),
+        kvpress=arguments.kvpress,
+        read_from=tuple(arguments.read_from),
+        force=arguments.force,
+    )
+
+    from cedkv.bench.quality.main import measure
+    from cedkv.models.allocator import keep_freed_memory
+
+    keep_freed_memory()  # for everybody in this process, as a run does
+    found = measure(asked, Path(arguments.out), _say)
+    print(found.markdown, end="")
+    if arguments.json is not None:
+        Path(arguments.json).write_text(found.json)
+    if not found.agrees:
+        print("cedkv: a method does not agree with its independent computation", file=sys.stderr)
     return 0 if found.agrees else DISAGREES
 
 

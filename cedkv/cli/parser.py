@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import cedkv
 from cedkv.bench.options import DEFAULT_SHAPE, EMBEDDED, SECTIONS, SHAPES
+from cedkv.bench.quality.options import METHODS, SEEDS
 from cedkv.cli import bench, commands, generate, judge, look, memory, own, repeat, shared, tune
 
 _Run = Callable[[argparse.Namespace], int]
@@ -293,6 +294,66 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", default="build/bench", help="where tables and figure go (%(default)s)"
     )
     speed.add_argument("--json", metavar="FILE", help="write facts, rows and summary to FILE, too")
+
+    _quality(actions)
+
+
+def _quality(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "compare memories with their peers at equal bytes and steps: ON gain, OFF drift, cost"
+    quality = actions.add_parser("quality", help=summary, description=summary, allow_abbrev=False)
+    quality.set_defaults(run=bench.quality)
+    quality.add_argument("--config", metavar="FILE", required=True, help="e.g. configs/base.yaml")
+    quality.add_argument(
+        "--seeds",
+        metavar="N,N,...",
+        type=_seeds,
+        default=SEEDS,
+        help=f"of data and training; default: {','.join(map(str, SEEDS))}",
+    )
+    quality.add_argument(
+        "--only",
+        metavar="METHODS",
+        type=_methods,
+        help=f"some of {','.join(METHODS)}, computed in the order given; default: all",
+    )
+    quality.add_argument(
+        "--kvpress", metavar="PYTHON", help="an interpreter that has kvpress; without one its rows stay empty"
+    )
+    quality.add_argument(
+        "--read-from",
+        metavar="URI",
+        action="append",
+        default=[],
+        help="another store whose finished runs may be taken; again for more",
+    )
+    quality.add_argument("--force", action="store_true", help="run Phase 2 and Phase 3 anew")
+    quality.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one key"
+    )
+    quality.add_argument(
+        "--out",
+        metavar="DIR",
+        default="build/quality",
+        help="where results, tables and figure go, and from where a benchmark goes on (%(default)s)",
+    )
+    quality.add_argument("--json", metavar="FILE", help="write all numbers to FILE, too")
+    shared.store(quality)
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    chosen = text.split(",")
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(METHODS)}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    found = text.split(",")
+    wrong = [seed for seed in found if not seed.isdecimal()]
+    if wrong or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different whole numbers, such as 3407,3408")
+    return tuple(map(int, found))
 
 
 def _sections(text: str) -> tuple[str, ...]:

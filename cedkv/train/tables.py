@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from cedkv.data.batching import every_nth, pad_left
 from cedkv.data.records import OffPrompt
@@ -55,17 +56,24 @@ def _shown(tokenizer: Tokenizer, token: int) -> str:
 def on_rows(experiment: Experiment, states: States, mass: SlotMass) -> tuple[OnRow, ...]:
     """One row per ON evaluation prompt, its document's state injected; `mass` gathers the attention on the slots."""
     prompts = experiment.encoded.on_eval
-    answers = [row.answer for row in prompts]
-    base, teacher = experiment.base_eval, experiment.teacher_eval
     student = answer_log_probs(
         experiment.model,
         [row.prompt for row in prompts],
-        answers,
+        [row.answer for row in prompts],
         batch_rows=experiment.config.phase3.eval.batch_rows,
         states=states,
         rows=torch.tensor([row.document for row in prompts], device=experiment.loaded.device),
         observer=mass,
     )
+    return answered(experiment, student)
+
+
+@torch.no_grad()
+def answered(experiment: Experiment, student: Sequence[Tensor]) -> tuple[OnRow, ...]:
+    """One row per ON evaluation prompt, from the student's log-probabilities [A, V] at its answer tokens."""
+    prompts = experiment.encoded.on_eval
+    answers = [row.answer for row in prompts]
+    base, teacher = experiment.base_eval, experiment.teacher_eval
     by_base, by_student, by_teacher = (score_answers(x, answers) for x in (base, student, teacher))
     kl_student, kl_base = mean_kl(teacher, student), mean_kl(teacher, base)
     kl_moved = mean_kl(student, base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +98,24 @@ def test_states_must_hold_keys_and_values_of_the_same_layers():
     for other in (States({0: slots}, {0: slots}), States({0: slots}, {0: slots}, torch.arange(-4, -1))):
         with pytest.raises(ValueError, match="at different positions cannot be one"):
             States.stack([whole, other])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_token_at_a_time_gives_what_one_pass_gives(model, tiny, biased):
+    """A single query gets no mask at all where it sees everything; slots and their biases must be there all the same."""
+    ids, memory = tiny.tokens(2, 6), tiny.memory(model)
+    if biased:
+        heads = model.config.num_attention_heads
+        bias = {i: torch.linspace(-1, 1, heads * memory.slots).view(1, heads, -1) for i in memory.layers}
+        memory = replace(memory, bias=bias)
+    with inject(model, memory):
+        wanted, cache, found = logits(model, ids), None, []
+        for n in range(ids.shape[1]):
+            out = model(input_ids=ids[:, n : n + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            found.append(out.logits)
+    torch.testing.assert_close(torch.cat(found, dim=1), wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(wanted, logits(model, ids), atol=1e-2)
 
 
 # ----------------------------------------------------------------------------------------------------------- nesting
