@@ -1,7 +1,7 @@
-"""The first screen of the README, made from logged runs: `docs/evidence.json`, the figure and the gate table.
+"""The first screen of the README, made from logged runs: `docs/evidence.json` and the gate table.
 
     python scripts/readme_evidence.py RUN_ID BASELINE_ID    # take two runs from the log: Phase 3 and Phase 2
-    python scripts/readme_evidence.py                       # draw again from docs/evidence.json
+    python scripts/readme_evidence.py                       # write it again from docs/evidence.json
     python scripts/readme_evidence.py --check               # is everything as the evidence says, and is it current?
 
 Only numbers that the gate evaluator has proven from the per-prompt tables are taken. A test runs the check, so that a
@@ -11,7 +11,6 @@ README which no longer fits its evidence, or evidence which no longer fits confi
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -32,7 +31,7 @@ from cedkv.tracking.store import project_root, resolve_uri
 from cedkv.train.publish import surroundings
 
 ROOT = Path(__file__).parents[1]
-README, FIGURE, EVIDENCE = ROOT / "README.md", ROOT / "docs" / "tradeoff.svg", ROOT / "docs" / "evidence.json"
+README, EVIDENCE = ROOT / "README.md", ROOT / "docs" / "evidence.json"
 START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
 CONFIG = "configs/base.yaml"
 SHOWN = (
@@ -43,8 +42,6 @@ SHOWN = (
     ledger.REL_KL_TO_TEACHER,
     ledger.P99_STRESS,
 )
-_COLOURS = {"2": "#E69F00", "3": "#0072B2"}
-_NAMES = {"2": "Phase 2, anchors", "3": "Phase 3, trained"}
 Run = Mapping[str, Any]
 
 
@@ -87,8 +84,6 @@ def section(runs: Sequence[Run]) -> str:
     lines = [
         f"Where it stands, from the log (`{CONFIG}`, run `{trained['run'][:8]}`, {trained['date']}; {repeated}):",
         "",
-        "![ON exact match against the p99 of the OFF drift, with the gate line](docs/tradeoff.svg)",
-        "",
         *markdown_table(
             ("gate", "check", "value", "limit", ""), [_row(check, numbers) for check in trained["checks"]]
         ),
@@ -124,47 +119,11 @@ def _sealed(found: Mapping[str, Any]) -> str:
     )
 
 
-def figure(runs: Sequence[Run]) -> str:
-    """The figure as SVG: a point for each run, its bar reaching to the 95 % upper bound of the p99."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "cedkv"
-    from matplotlib import pyplot as plt
-
-    plot, axes = plt.subplots(figsize=(7, 2.6))
-    for run in reversed(runs):
-        numbers = run["numbers"]
-        p99, upper, on = (
-            numbers[name] for name in (ledger.P99_STRESS, ledger.P99_UPPER, ledger.ON_ACC_STUDENT)
-        )
-        axes.plot([p99, upper], [on, on], "-", color=_COLOURS[run["phase"]], linewidth=1)
-        label = f"{_NAMES[run['phase']]} ({run['run'][:8]})"
-        axes.plot(p99, on, "o", color=_COLOURS[run["phase"]], label=label)
-    limit = next(check["limit"] for check in runs[0]["checks"] if check["name"] == ledger.P99_STRESS)
-    teacher = runs[0]["numbers"][ledger.ON_ACC_TEACHER]
-    axes.axvline(limit, color="#009E73", linewidth=1)
-    beside = {"xytext": (4, 0), "textcoords": "offset points"}
-    axes.annotate(f"Gate B: p99 ≤ {limit:g}", (limit, 0.06), color="#009E73", **beside)
-    axes.axhline(teacher, color="0.5", linewidth=0.8, linestyle="--")
-    below = {"xytext": (0, -11), "textcoords": "offset points"}
-    axes.annotate("document in context", (0.35, teacher), color="0.4", **below)
-    axes.set(xscale="log", xlim=(2e-3, 40), ylim=(0, 1.05))
-    axes.set(xlabel="OFF: p99 of KL(student ‖ base), worst state, nats", ylabel="ON: exact match")
-    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.12))
-    drawn = io.StringIO()
-    plot.savefig(drawn, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    plt.close(plot)
-    return drawn.getvalue()
-
-
-def stale(runs: Sequence[Run], readme: str, drawn: str) -> list[str]:
-    """What no longer fits: README and figure the evidence, the evidence the configuration or the model."""
+def stale(runs: Sequence[Run], readme: str) -> list[str]:
+    """What no longer fits: README the evidence, the evidence the configuration or the model."""
     found = []
     if section(runs) != _between(readme):
         found.append("README.md is not what docs/evidence.json gives; run scripts/readme_evidence.py")
-    if figure(runs) != drawn:
-        found.append("docs/tradeoff.svg is not what docs/evidence.json gives; run scripts/readme_evidence.py")
     for run in runs:
         for key, was, now in _changed(run):
             found.append(
@@ -206,7 +165,7 @@ def _between(readme: str) -> str:
 
 
 def main() -> int:
-    """Take, draw or check."""
+    """Take, write or check."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -220,10 +179,9 @@ def main() -> int:
         EVIDENCE.write_text(json.dumps(collect(arguments.runs, uri), indent=2) + "\n")
     runs = json.loads(EVIDENCE.read_text())
     if arguments.check:
-        problems = stale(runs, README.read_text(), FIGURE.read_text())
+        problems = stale(runs, README.read_text())
         print("\n".join(problems) or "the README is what the log says")
         return int(bool(problems))
-    FIGURE.write_text(figure(runs))
     before, start, rest = README.read_text().partition(START)
     after = rest.partition(END)[2]
     README.write_text(before + start + section(runs) + END + after)

@@ -20,11 +20,11 @@ evidence = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(evidence)
 
 RUNS = json.loads(evidence.EVIDENCE.read_text())
-README, FIGURE = evidence.README.read_text(), evidence.FIGURE.read_text()
+README = evidence.README.read_text()
 
 
-def test_readme_figure_evidence_and_configuration_fit_together():
-    assert evidence.stale(RUNS, README, FIGURE) == []
+def test_readme_evidence_and_configuration_fit_together():
+    assert evidence.stale(RUNS, README) == []
 
 
 def test_the_evidence_is_of_the_model_that_ships():
@@ -35,9 +35,9 @@ def test_the_evidence_is_of_the_model_that_ships():
 def test_a_key_that_is_new_since_then_counts_unless_it_has_its_default():
     runs = copy.deepcopy(RUNS)
     del runs[0]["config"]["phase3.loss.lambda_on"]  # base.yaml leaves it at its default
-    assert evidence.stale(runs, README, FIGURE) == []
+    assert evidence.stale(runs, README) == []
     del runs[0]["config"]["phase3.train.gate_lr"]  # base.yaml sets it
-    (told,) = evidence.stale(runs, README, FIGURE)
+    (told,) = evidence.stale(runs, README)
     assert "phase3.train.gate_lr" in told
 
 
@@ -46,11 +46,11 @@ def test_what_is_stale_is_found(what):
     runs = copy.deepcopy(RUNS)
     if what == "number":
         runs[0]["numbers"]["off_delta_p99_upper"] *= 1.5
-        assert len(evidence.stale(runs, README, FIGURE)) == 2
+        assert len(evidence.stale(runs, README)) == 1
     elif what == "configuration":
         runs[0]["config"]["phase3.train.steps"] = "90"
-        (told,) = evidence.stale(runs, README, FIGURE)
+        (told,) = evidence.stale(runs, README)
         assert "is not of configs/base.yaml as it is now (phase3.train.steps: 90 then, 100 now)" in told
     else:
         runs[1]["git_dirty"] = "true"
-        assert "changed working tree" in evidence.stale(runs, README, FIGURE)[-1]
+        assert "changed working tree" in evidence.stale(runs, README)[-1]
