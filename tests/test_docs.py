@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 from itertools import pairwise, takewhile
@@ -137,7 +137,7 @@ class Workshop:
         return done.stdout
 
     def served(self, arguments: list[str]) -> None:
-        """Start a server, wait until it says where it is, and end it as people do."""
+        """Start a server, wait until it says where it is, and end it."""
         server = subprocess.Popen(
             [sys.executable, "-m", "cedkv", *arguments],
             cwd=self.folder,
@@ -147,10 +147,16 @@ class Workshop:
             text=True,
         )
         assert server.stdout is not None
-        said = next((line for line in server.stdout if "http://127.0.0.1" in line), "")
-        server.send_signal(signal.SIGINT)
-        server.communicate(timeout=60)
-        assert said, arguments
+        said: list[str] = []
+        try:
+            for line in server.stdout:
+                said.append(line)
+                if "http://127.0.0.1" in line:
+                    break
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+        assert "http://127.0.0.1" in said[-1], (arguments, said)
 
     def run(self, line: Line) -> None:
         """One command of a page, made small."""
@@ -163,9 +169,15 @@ class Workshop:
                 words[words.index(option) + 1] = value
         name = "train" if words[0].startswith("-") else words[0]
         if name in SERVERS:
-            self.served([*words, "--port", "18765"])
+            self.served([*words, "--port", str(_free_port())])
         else:
             self.called(words, EXPECTED.get(name, {0}), line.launch)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -226,6 +226,8 @@ def _of_rows(states: States, layer: int, rows: Tensor | None, batch: int) -> Lay
     if rows is not None:
         return states.at(layer, rows.repeat_interleave(batch // rows.numel()))
     one = states.at(layer)
+    if one.key.shape[0] == batch:
+        return one
     key, value = (x.expand(batch, *x.shape[1:]) for x in (one.key, one.value))
     return LayerSlots(key, value, None if one.bias is None else one.bias.expand(batch, -1, -1))
 

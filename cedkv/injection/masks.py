@@ -50,12 +50,14 @@ def with_bias(mask: Tensor | None, bias: Tensor, heads: int, keys: int, dtype: t
 
     Without a mask one query sees all of the `keys` = S + T.
     """
+    per_head = bias.to(dtype if mask is None or mask.dtype == torch.bool else mask.dtype)
+    if bias.shape[1] != heads:
+        per_head = per_head.repeat_interleave(heads // bias.shape[1], dim=1)
+    per_head = per_head[:, :, None]
     if mask is None:
-        per_head = bias.to(dtype).repeat_interleave(heads // bias.shape[1], dim=1)
-        return functional.pad(per_head, (0, keys - bias.shape[2]))[:, :, None]
+        return functional.pad(per_head, (0, keys - bias.shape[2]))
     if mask.dtype == torch.bool:
         mask = additive(mask, dtype)
-    per_head = bias.to(mask.dtype).repeat_interleave(heads // bias.shape[1], dim=1)[:, :, None]
     slots, own = mask.split([bias.shape[2], mask.shape[3] - bias.shape[2]], dim=3)
     return torch.cat([slots + per_head, own.expand(bias.shape[0], heads, -1, -1)], dim=3)
 
