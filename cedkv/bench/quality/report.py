@@ -156,8 +156,8 @@ def _notes(report: Report) -> list[str]:
     found = []
     for line in report.lines:
         told = [f"seed {result.seed}: {note}" for result in line.results for note in result.notes]
-        if len({note for result in line.results for note in result.notes}) == 1:
-            told = [line.results[0].notes[0]]
+        if len({result.notes for result in line.results}) == 1:
+            told = list(line.results[0].notes)
         worst = [
             max(result.checks, key=lambda check: check.largest / check.tolerance)
             for result in line.results
