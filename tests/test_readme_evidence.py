@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,11 +14,18 @@ from cedkv.config import EMBEDDED
 from cedkv.models.load import load_model
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("readme_evidence", ROOT / "scripts" / "readme_evidence.py")
-assert _spec is not None
-assert _spec.loader is not None
-evidence = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(evidence)
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+evidence, peers = script("readme_evidence"), script("readme_peers")
 
 RUNS = json.loads(evidence.EVIDENCE.read_text())
 README = evidence.README.read_text()
@@ -54,3 +62,11 @@ def test_what_is_stale_is_found(what):
     else:
         runs[1]["git_dirty"] = "true"
         assert "changed working tree" in evidence.stale(runs, README)[-1]
+
+
+def test_the_table_of_peers_is_what_was_measured():
+    content = json.loads(peers.NUMBERS.read_text())
+    assert not peers.stale(README, content)
+    phase3 = next(row for row in content["results"] if row["method"] == "phase3")
+    phase3["metrics"]["off_delta_p99_stress"] *= 2
+    assert peers.stale(README, content)
