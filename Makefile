@@ -34,6 +34,7 @@ define TRAIN_AND_JUDGE
 	@echo
 	@echo "all runs    $(BIN)/cedkv dashboard    or MLflow's own pages: $(BIN)/cedkv ui"
 	@echo "the report  $(BIN)/cedkv report --latest    as a page: --html report.html"
+	@echo "the memory  $(BIN)/cedkv memory export --latest    try it: $(BIN)/cedkv generate RUN_ID PROMPT --state NAME"
 endef
 
 demo: install
