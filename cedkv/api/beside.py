@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cedkv.api.memory import Memory, State
 from cedkv.core.losses import kl_divergence
-from cedkv.data.encode import leading_special
+from cedkv.data.encode import encode_context, leading_special
 from cedkv.data.records import Document
-from cedkv.data.tokens import check_fits, encode_document, encode_prompt
+from cedkv.data.tokens import check_fits, encode_prompt
+from cedkv.injection.trunk import log_probs
 from cedkv.models.load import LoadedModel, context_length
 
 Ids = tuple[int, ...]
@@ -125,14 +126,14 @@ class _Way:
         ids = torch.tensor([self.prompt + said[:-1]], device=self.loaded.device)
         with self.attached():
             logits: Tensor = self.loaded.model(input_ids=ids, use_cache=False).logits[0, -len(said) :]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return log_probs(logits)
 
 
 def _behind(memory: Memory, loaded: LoadedModel, text: str, bare: Ids) -> Ids:
     """The prompt as it stands behind a document, put together as it was for the memory's teacher."""
-    document = Document("document", text + memory.origin.document_separator)
+    context = encode_context(loaded.tokenizer, Document("document", text), memory.origin.document_separator)
     skipped = 0 if memory.origin.repeat_bos else leading_special(loaded.tokenizer)
-    return encode_document(loaded.tokenizer, document).ids + bare[skipped:]
+    return context.ids + bare[skipped:]
 
 
 def _pieces(loaded: LoadedModel, said: Ids) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from cedkv.bench.timing import interleaved, synchroniser
 from cedkv.core.losses import kl_divergence
 from cedkv.evaluate import choose_shortcut, stress
 from cedkv.injection import capture, check_routed, inject, positions_behind
-from cedkv.injection.trunk import Shortcut, Trunk
+from cedkv.injection.trunk import Shortcut, Trunk, log_probs
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.state import States
 from cedkv.models.layers import attention_modules, resolve_scope, uses_rope
@@ -191,16 +191,7 @@ class _Patient:
 
     def costs(self) -> dict[str, Any]:
         """Bytes, and seconds on this machine."""
-        one = self.states.select(torch.tensor([0]))
-        slot = (
-            sum(x.numel() * x.element_size() for part in (one.keys, one.values) for x in part.values())
-            // SLOTS
-        )
-        whole = sum(
-            x.numel() * x.element_size()
-            for part in (self.atoms[0].keys, self.atoms[0].values)
-            for x in part.values()
-        )
+        slot, whole = self.states.bytes_each // SLOTS, self.atoms[0].as_states().bytes_each
         bare, attached = self._generation()
         rate = self._pairs_per_second()
         return {
@@ -244,5 +235,4 @@ class _Patient:
 
 def _kl(p: Tensor, q: Tensor) -> float:
     """The largest KL over positions, from logits."""
-    wide = torch.promote_types(p.dtype, torch.float32)
-    return kl_divergence(p.to(wide).log_softmax(-1), q.to(wide).log_softmax(-1)).max().item()
+    return kl_divergence(log_probs(p), log_probs(q)).max().item()

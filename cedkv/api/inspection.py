@@ -82,9 +82,9 @@ def differences(one: StoredMemory, other: StoredMemory) -> list[str]:
 
 
 def _pairs(one: StoredMemory, other: StoredMemory) -> list[tuple[str, Any, Any]]:
-    names = [name for name in facts(one) if name not in ("run_id", "verdict", "metrics", "documents")]
     first, second = facts(one), facts(other)
-    return [(name, first[name], second[name]) for name in names]
+    aside = ("run_id", "verdict", "metrics", "documents")
+    return [(name, first[name], second[name]) for name in first if name not in aside]
 
 
 def _tensor_differences(one: StoredMemory, other: StoredMemory, layer: int) -> list[str]:

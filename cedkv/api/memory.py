@@ -75,10 +75,7 @@ class Memory:
     @property
     def bytes_per_document(self) -> int:
         """What one document's slots take in the type that they are stored in."""
-        parts = (self.states.keys, self.states.values, self.states.bias or {})
-        return sum(x.numel() * x.element_size() for part in parts for x in part.values()) // len(
-            self.documents
-        )
+        return self.states.bytes_each
 
     def check(self, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
         """Raise `UserError`, with what differs, where the memory was made for another model or tokenizer.

@@ -6,10 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cedkv.bench.options import Options
 from cedkv.cli.judge import store
 from cedkv.core.errors import UserError
+
+if TYPE_CHECKING:
+    from cedkv.bench.main import Outcome
+    from cedkv.bench.quality.main import Outcome as QualityOutcome
 
 DISAGREES = 1
 """Status of a measurement in which a row's results are not what an independent computation gives."""
@@ -40,12 +45,7 @@ def speed(arguments: argparse.Namespace) -> int:
         repeats=arguments.repeats,
     )
     found = measure(options, Path(arguments.out), _say)
-    print(found.markdown, end="")
-    if arguments.json is not None:
-        Path(arguments.json).write_text(found.json)
-    if not found.agrees:
-        print("cedkv: a row does not agree with its independent computation", file=sys.stderr)
-    return 0 if found.agrees else DISAGREES
+    return _told(found, arguments.json, "row")
 
 
 def quality(arguments: argparse.Namespace) -> int:
@@ -74,11 +74,16 @@ def quality(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()  # for everybody in this process, as a run does
     found = measure(asked, Path(arguments.out), _say)
+    return _told(found, arguments.json, "method")
+
+
+def _told(found: Outcome | QualityOutcome, json: str | None, what: str) -> int:
+    """Print an outcome, write its JSON where that was asked for; the status."""
     print(found.markdown, end="")
-    if arguments.json is not None:
-        Path(arguments.json).write_text(found.json)
+    if json is not None:
+        Path(json).write_text(found.json)
     if not found.agrees:
-        print("cedkv: a method does not agree with its independent computation", file=sys.stderr)
+        print(f"cedkv: a {what} does not agree with its independent computation", file=sys.stderr)
     return 0 if found.agrees else DISAGREES
 
 

@@ -73,6 +73,12 @@ class States:
         """S, the slots of each state at each layer."""
         return next(iter(self.keys.values())).shape[2]
 
+    @property
+    def bytes_each(self) -> int:
+        """What one state takes: keys, values and biases, in the types they are in."""
+        tensors = [*self.keys.values(), *self.values.values(), *(self.bias or {}).values()]
+        return sum(x.numel() * x.element_size() for x in tensors) // self.count
+
     def at(self, layer: int, rows: Tensor | None = None) -> LayerSlots:
         """What is injected at `layer`, of the states `rows` [R] (all by default)."""
 

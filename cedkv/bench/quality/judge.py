@@ -111,5 +111,4 @@ def base_tops(experiment: Experiment) -> Tensor:
 
 def bytes_of(states: States) -> int:
     """Keys, values and biases of one document, as they are stored."""
-    tensors = [*states.keys.values(), *states.values.values(), *(states.bias or {}).values()]
-    return sum(x.numel() * x.element_size() for x in tensors) // states.count
+    return states.bytes_each
