@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cedkv.memory.atoms import Atoms
     from cedkv.memory.bank import MemoryBank
     from cedkv.memory.state import States
+    from cedkv.memory.warm_start import AnchorShare
 
 _WIDE: dict[str, Any] = {
     "vocab_size": 67,
@@ -115,7 +116,14 @@ class TinyModels:
         ]
 
     def bank(
-        self, model: PreTrainedModel, *, documents: int = 3, slots: int = 3, pool: int = 8, **changes: Any
+        self,
+        model: PreTrainedModel,
+        *,
+        documents: int = 3,
+        slots: int = 3,
+        pool: int = 8,
+        anchors: AnchorShare = "shared",
+        **changes: Any,
     ) -> MemoryBank:
         """A bank over the top two layers whose slots were planned from random attention."""
         import torch
@@ -128,10 +136,11 @@ class TinyModels:
         settings |= {"sink_slots": 0, "mass_cap": 0.15, "mass_penalty": 0.05}
         spec = MixSpec(**settings | changes)
         atoms, plans = self.atoms(model, documents), []
+        heads = next(iter(atoms[0].keys.values())).shape[0] if anchors == "head" else 1
         for n, document in enumerate(atoms):
             generator = torch.Generator().manual_seed(n)
             on, off = (
-                torch.rand(len(spec.injection), prompts, len(document.types), generator=generator)
+                torch.rand(len(spec.injection), heads, prompts, len(document.types), generator=generator)
                 for prompts in (6, 4)
             )
             plans.append(
@@ -144,6 +153,7 @@ class TinyModels:
                     pool_size=pool,
                     atom_types=("content", "delimiter"),
                     anti_steer_strength=0.2,
+                    share=anchors,
                 )
             )
         return MemoryBank(atoms, plans, spec)

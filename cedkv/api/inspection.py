@@ -12,33 +12,45 @@ from cedkv.memory.export import StoredMemory
 
 
 def slots_of(stored: StoredMemory, document: str) -> list[dict[str, Any]]:
-    """A row for every slot of a document: its anchor, its share of each atom type, its candidates with the largest weights.
+    """A row for every slot of a document: its anchors, its share of each atom type, its candidates with the largest weights.
 
-    Weights are means over the layers and heads that have their own. Sinks, which are not mixed, come without.
+    Positions are in the document, shares are means over the layers and heads that have their own. Sinks, which are not mixed,
+    come without.
     """
     n = stored.documents.index(document)
-    weights, types = stored.slot_weights[n].mean((0, 1)), stored.meta["candidate_types"][n]
+    mixed = stored.meta["mode"] != "anchor"
     rows = []
-    for s, anchor in enumerate(stored.meta["anchors"][n]):
-        row = weights[s].tolist() if stored.meta["mode"] != "anchor" else [1.0]
-        mass: dict[str, float] = {}
-        for kind, weight in zip(types[s], row, strict=False):
-            if kind is not None and weight > 0:
-                mass[kind] = mass.get(kind, 0.0) + weight
-        best = sorted(range(len(row)), key=lambda j: -row[j])[:4]
+    for s in range(stored.candidates.shape[3]):
+        weights = stored.slot_weights[n, :, :, s]
+        candidates, types = (
+            x[n, :, :, s].expand_as(weights).flatten() for x in (stored.candidates, stored.candidate_types)
+        )
+        share = weights.flatten() / weights.shape[:2].numel()
+        if not mixed:
+            candidates, types, share = (
+                x.view_as(weights)[..., 0].flatten() for x in (candidates, types, share)
+            )
+            share = torch.full_like(share, 1 / len(share))
+        by_place = _summed(candidates.tolist(), share.tolist())
+        mass = _summed([stored.atom_types[t] for t in types.tolist()], share.tolist())
         rows.append(
             {
                 "slot": s,
-                "anchor": anchor["position"],
-                "mass": dict(sorted(mass.items(), key=lambda item: -item[1])),
-                "candidates": [
-                    {"position": int(stored.candidates[n, s, j]), "weight": row[j]}
-                    for j in best
-                    if row[j] > 0
-                ],
+                "anchors": sorted(set(stored.anchors[n, :, :, s].flatten().tolist())),
+                "mass": mass,
+                "candidates": [{"position": p, "weight": w} for p, w in list(by_place.items())[:4]],
             }
         )
     return rows
+
+
+def _summed(names: Sequence[Any], shares: Sequence[float]) -> dict[Any, float]:
+    """The sum of each name's shares, the largest first; none that are zero."""
+    found: dict[Any, float] = {}
+    for name, share in zip(names, shares, strict=True):
+        if share > 0:
+            found[name] = found.get(name, 0.0) + share
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def facts(stored: StoredMemory) -> dict[str, Any]:
@@ -57,6 +69,7 @@ def facts(stored: StoredMemory) -> dict[str, Any]:
         "layers": stored.meta["layers"],
         "mode": stored.meta["mode"],
         "share": stored.meta["share"],
+        "anchors": "{}x{}".format(*stored.anchors.shape[1:3]),
         "slot_gate": stored.meta.get("slot_gate", "none"),
         "topk": stored.meta["topk"],
         "slots": stored.meta["slots"],

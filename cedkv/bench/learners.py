@@ -113,7 +113,7 @@ def make_bank(subject: Subject) -> MemoryBank:
     """One document's memory over the top layers, its slots planned from attention drawn at random."""
     atoms = subject.documents[0].at_layers(subject.top)
     generator = torch.Generator().manual_seed(0)
-    on, off = (torch.rand(len(subject.top), n, len(atoms.types), generator=generator) for n in (8, 4))
+    on, off = (torch.rand(len(subject.top), 1, n, len(atoms.types), generator=generator) for n in (8, 4))
     plan = plan_slots(
         atoms.document,
         atoms.types,

@@ -129,7 +129,7 @@ def _slots(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         mass = "  ".join(f"{kind} {share:.2f}" for kind, share in row["mass"].items())
         best = "  ".join(f"{one['position']}:{one['weight']:.2f}" for one in row["candidates"])
-        table.append([str(row["slot"]), str(row["anchor"]), mass, best])
+        table.append([str(row["slot"]), " ".join(map(str, row["anchors"])), mass, best])
     return aligned(table, (True, True, False, False))
 
 

@@ -35,6 +35,8 @@ class Memory(Section):
 class KAnchor(Section):
     policy: Literal["warm_start_fixed"] = "warm_start_fixed"
     """the key of a slot is chosen once, at warm start, and never changes"""
+    share: Literal["shared", "layer", "head"] = "shared"
+    """one anchor of a slot for all layers and heads, one per layer, or one per layer and kv head; `mix.share` is as fine or finer"""
 
 
 class Mix(Section):

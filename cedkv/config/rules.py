@@ -39,7 +39,7 @@ class BrokenRulesError(ValueError):
 def broken_rules(config: Config) -> list[Problem]:
     """Every rule between keys that ``config`` breaks."""
     p = config.phase3
-    checks = (_strict, _sources, _scopes, _candidates, _schedule, _dual, _controller, _sizes)
+    checks = (_strict, _sources, _scopes, _candidates, _shares, _schedule, _dual, _controller, _sizes)
     return [Problem(f"phase3.{key}", value, message) for check in checks for key, value, message in check(p)]
 
 
@@ -103,6 +103,19 @@ def _candidates(p: Phase3) -> _Found:
         yield "candidate.atom_types", types, "names a type twice; name each once"
     if set(types) == {DELIMITER}:
         yield "candidate.atom_types", types, "every slot needs a candidate that is no delimiter; add a type"
+
+
+_FINER = ("shared", "layer", "head")
+
+
+def _shares(p: Phase3) -> _Found:
+    mixture, anchor = p.mix.share, p.mix.k_anchor.share
+    if _FINER.index(anchor) > _FINER.index(mixture):
+        yield (
+            "mix.k_anchor.share",
+            anchor,
+            f"gives each {anchor} candidates of its own, which one mixture cannot weigh (mix.share: {mixture}); set mix.share to {anchor}",
+        )
 
 
 def _schedule(p: Phase3) -> _Found:

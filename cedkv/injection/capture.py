@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from cedkv.injection.attention import inject, observe
@@ -73,6 +74,7 @@ def attention_to(
     *,
     rows: Tensor | None = None,
     distance: int = 0,
+    by_head: bool = False,
 ) -> Tensor:
     """Where prompts look in a document they are read behind. The pass ends with the last layer of interest.
 
@@ -82,19 +84,21 @@ def attention_to(
         share: [P, Q] how much each of the last Q of the T positions counts (those that predict the answer), in sum 1.
         layers: L layers of interest.
         rows: [P] the document of each prompt; may be left out where there is one.
+        by_head: for each kv head; the layers must have as many of them.
 
     Returns:
-        [L, P, D] attention weight on each document token, averaged over heads and, by `share`, over positions.
+        [L, G, P, D] attention weight on each document token, averaged over positions by `share` and over the query heads of
+        each of the G kv heads, or over all heads (G = 1).
     """
     seen: dict[int, Tensor] = {}
 
     def keep(call: AttentionCall) -> None:
         if call.layer in layers:
-            weights = call.last_weights(share.shape[1])[..., : call.slots].mean(1)
+            weights = call.last_weights(share.shape[1])[..., : call.slots]
+            each = torch.einsum("phqd,pq->hpd", weights, share)
+            groups = each.unflatten(0, (call.key.shape[1] if by_head else 1, -1)).mean(1)
             # A layer with a window sees the document's end only.
-            whole_width = torch.zeros(ids.shape[0], whole.slots, device=ids.device)
-            whole_width[:, whole.slots - call.slots :] = torch.einsum("pqd,pq->pd", weights, share)
-            seen[call.layer] = whole_width
+            seen[call.layer] = functional.pad(groups, (whole.slots - call.slots, 0))
         if len(seen) == len(layers):
             raise _Seen
 

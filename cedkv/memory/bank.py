@@ -1,7 +1,8 @@
 """The bank: every document's anchors and candidates, and the mixture logits that are trained.
 
 Shapes: N documents (= states), H kv heads, S slots, J candidates, D head size, X sink slots. Logits are
-[N, Lw, Hw, S, J] with Lw, Hw = 1 where weights are shared over layers or heads (`mix.share`).
+[N, Lw, Hw, S, J] with Lw, Hw = 1 where weights are shared over layers or heads (`mix.share`), candidates [N, Lc, Hc, S, J]
+where those have their own anchors (`mix.k_anchor.share`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from cedkv.core.errors import UserError
 from cedkv.core.losses import pairwise_slot_overlap, slot_entropy
+from cedkv.ledger import ATOM_TYPES
 from cedkv.memory.atoms import Atoms
 from cedkv.memory.delimiter import mass_penalty
 from cedkv.memory.gate import SlotGate
@@ -25,6 +27,7 @@ from cedkv.memory.warm_start import SlotPlan
 MixMode = Literal["anchor", "v_only", "kv"]
 Share = Literal["shared", "layer", "head"]
 PADDING = -1
+DELIMITER = ATOM_TYPES.index("delimiter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,9 @@ class MemoryBank(nn.Module):
         ValueError: a mixture layer that is not injected; a document with fewer tokens than sink slots.
     """
 
-    candidates: Tensor  # [N, S, J]
-    is_delimiter: Tensor  # [N, 1, 1, S, J]
+    anchors: Tensor  # [N, A, H, S], A injected layers or 1: positions in the document
+    candidates: Tensor  # [N, Lc, Hc, S, J]
+    candidate_types: Tensor  # of the same shape: places in `ATOM_TYPES`, or `PADDING`
 
     gate: SlotGate | None
 
@@ -81,53 +85,53 @@ class MemoryBank(nn.Module):
             )
         self.spec, self.gate = spec, None  # a gate is set once the bank's anchors are known
         self.documents = tuple(a.document for a in atoms)
-        self._anchors = tuple(tuple(p.anchors.tolist()) for p in plans)
-        self._anchor_layers = tuple(tuple(p.layers.tolist()) for p in plans)
-        self.register_buffer("candidates", torch.stack([p.candidates for p in plans]))
-        types = [a.types for a in atoms]
-        self.candidate_types = tuple(
-            tuple(tuple(None if c == PADDING else types[n][c] for c in row) for row in p.candidates.tolist())
-            for n, p in enumerate(plans)
-        )
-        flags = [[[t == "delimiter" for t in row] for row in document] for document in self.candidate_types]
+        self.anchor_layers = tuple(tuple(spec.injection[i] for i in p.layers.tolist()) for p in plans)
+        self.register_buffer("anchors", torch.stack([p.anchors for p in plans]))
+        mixed = [spec.injection.index(layer) for layer in spec.mixture]
+
+        def pools(name: str) -> Tensor:
+            whole = torch.stack([getattr(p, name) for p in plans])
+            return whole[:, mixed] if whole.shape[1] > 1 else whole
+
+        self.register_buffer("candidates", pools("candidates"))
+        types = [torch.tensor([ATOM_TYPES.index(t) if t else PADDING for t in a.types]) for a in atoms]
+        found = [t.to(c.device)[c.clamp_min(0)] for t, c in zip(types, self.candidates, strict=True)]
         self.register_buffer(
-            "is_delimiter", torch.tensor(flags, device=self.candidates.device)[:, None, None]
+            "candidate_types",
+            torch.stack(found).masked_fill(self.candidates == PADDING, PADDING).to(torch.int8),
         )
         layers = len(spec.mixture) if spec.share != "shared" else 1
         heads = next(iter(atoms[0].keys.values())).shape[0] if spec.share == "head" else 1
-        prior = (
-            torch.stack([p.prior for p in plans]).log().masked_fill(self.candidates == PADDING, -torch.inf)
-        )
-        self.logits = nn.Parameter(prior[:, None, None].repeat(1, layers, heads, 1, 1))
+        prior = pools("prior").log().masked_fill(self.candidates == PADDING, -torch.inf)
+        if prior.shape[1] > layers or prior.shape[2] > heads:
+            raise ValueError(
+                f"mix.share {spec.share!r} has one mixture where there are several anchors to mix for"
+            )
+        self.logits = nn.Parameter(prior.expand(-1, layers, heads, -1, -1).clone())
         for layer in spec.injection:
             self._gather(layer, atoms, plans)
 
     def _gather(self, layer: int, atoms: list[Atoms], plans: list[SlotPlan]) -> None:
         """Constants of one layer: anchor keys and values, sinks, and candidate values (and keys for mode `kv`)."""
+        place = self.spec.injection.index(layer)
+        own = [(_at(p.anchors, place), _at(p.candidates, place).clamp_min(0)) for p in plans]
         for name in ("keys", "values"):
             source = [getattr(a, name)[layer] for a in atoms]
-            self._constant(
-                f"anchor_{name}_{layer}", [x[:, p.anchors] for x, p in zip(source, plans, strict=True)]
-            )
+            anchors = [_picked(x, anchor) for x, (anchor, _) in zip(source, own, strict=True)]
+            self._constant(f"anchor_{name}_{layer}", anchors)
             self._constant(f"sink_{name}_{layer}", [x[:, : self.spec.sink_slots] for x in source])
             mixed = name == "values" or self.spec.mode == "kv"
             if mixed and layer in self.spec.mixture and self.spec.mode != "anchor":
-                pools = [x[:, p.candidates.clamp_min(0)] for x, p in zip(source, plans, strict=True)]
+                pools = [_picked(x, candidates) for x, (_, candidates) in zip(source, own, strict=True)]
                 self._constant(f"pool_{name}_{layer}", pools)
 
     def _constant(self, name: str, parts: list[Tensor]) -> None:
         self.register_buffer(name, torch.stack(parts).detach())
 
     @property
-    def anchors(self) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-        """Per document and slot (chunk, layer, position). A document that fits the context is one chunk, number 0."""
-        return tuple(
-            tuple(
-                (0, self.spec.injection[layer], position)
-                for layer, position in zip(layers, positions, strict=True)
-            )
-            for layers, positions in zip(self._anchor_layers, self._anchors, strict=True)
-        )
+    def is_delimiter(self) -> Tensor:
+        """[N, Lc, Hc, S, J] bool."""
+        return self.candidate_types == DELIMITER
 
     def mixture(self, k: int, rows: Tensor | None = None) -> Mixture:
         """Mixture of the documents `rows` (all by default): weights [R, Lw, Hw, S, J]."""
@@ -179,7 +183,7 @@ class MemoryBank(nn.Module):
         """The parts of `L_str` for the documents `rows`."""
         mixture = self.mixture(k, rows)
         candidates = self.candidates if rows is None else self.candidates[rows]
-        index = candidates.clamp_min(0)[:, None, None].expand_as(mixture.weights)
+        index = candidates.clamp_min(0).expand_as(mixture.weights)
         atoms = int(self.candidates.max()) + 1
         common = mixture.weights.new_zeros(*mixture.weights.shape[:-1], atoms).scatter_add(
             -1, index, mixture.weights
@@ -199,12 +203,24 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def type_mass(self, k: int) -> dict[str, Tensor]:
         """Mixture mass by atom type, [N, S] each, averaged over the axes of `mix.share`; in mode `anchor` all on anchors."""
-        weights = self.mixture(k).weights.mean((1, 2))
+        weights = self.mixture(k).weights
         if self.spec.mode == "anchor":
             weights = torch.zeros_like(weights)
             weights[..., 0] = 1.0
-        found: dict[str, Tensor] = {}
-        for kind in sorted({t for d in self.candidate_types for row in d for t in row if t is not None}):
-            flags = [[[t == kind for t in row] for row in document] for document in self.candidate_types]
-            found[kind] = (weights * torch.tensor(flags, device=weights.device)).sum(-1)
-        return found
+        kinds = self.candidate_types.unique().tolist()
+        return {
+            ATOM_TYPES[kind]: (weights * (self.candidate_types == kind)).sum(-1).mean((1, 2))
+            for kind in kinds
+            if kind != PADDING
+        }
+
+
+def _at(positions: Tensor, layer: int) -> Tensor:
+    """[H, ...] of the layer numbered `layer` among those injected, of positions [A, H, ...]."""
+    return positions[layer if positions.shape[0] > 1 else 0]
+
+
+def _picked(source: Tensor, positions: Tensor) -> Tensor:
+    """[G, ..., D] atoms of [G, T, D] at `positions` [H, ...], H one for each of the G heads, or 1."""
+    heads = torch.arange(source.shape[0], device=source.device)
+    return source[heads.view(-1, *[1] * (positions.ndim - 1)), positions]

@@ -1,15 +1,16 @@
 """A memory on disk: resolved keys and values, the mixture they come from, and where everything stood.
 
 `memory.safetensors` holds `keys.<layer>` and `values.<layer>` [N, H, S, D], with gates `bias.<layer>` [N, Q, S] for Q query
-heads (gains are part of the keys), `logits` and `candidates`;
-`memory.json` holds the rest: what it was made with, documents, layers, anchors, candidates with their atom types, and, once it is
-exported, which run it is of and what the gates said. Nothing is pickled, and no document is needed to load it.
+heads (gains are part of the keys), `logits` and `weights`, and the positions of `anchors` and `candidates` with the
+`candidate_types`, as in `MemoryBank`; `memory.json` holds the rest: what it was made with, documents, layers, which layer
+looked at a slot's anchors most, and, once it is exported, which run it is of and what the gates said. Nothing is pickled, and
+no document is needed to load it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,14 +22,16 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from cedkv.core.errors import UserError
-from cedkv.memory.bank import MemoryBank
+from cedkv.ledger import ATOM_TYPES
+from cedkv.memory.bank import PADDING, MemoryBank
 from cedkv.memory.state import States
 
 TENSORS, DESCRIBED = "memory.safetensors", "memory.json"
-FORMAT = 4
-READABLE = (1, 2, 3, 4)
+FORMAT = 5
+READABLE = (1, 2, 3, 4, 5)
 """Format 1 knew no biases. A reader of format 1 would pass over them: a gated memory must not look like one. Since format 3
-`memory.json` holds the hash of the tensors' file, since format 4 all of `Origin`."""
+`memory.json` holds the hash of the tensors' file, since format 4 all of `Origin`. Before format 5 anchors and the types of
+candidates stood in it, too, the same for all layers and heads."""
 
 
 _UNREADABLE = (
@@ -65,7 +68,8 @@ def write_memory(folder: Path, bank: MemoryBank, k: int, origin: Origin) -> tupl
     }
     if states.bias is not None:
         tensors |= {f"bias.{i}": states.bias[i] for i in states.layers}
-    tensors |= {"logits": bank.logits.detach(), "weights": weights, "candidates": bank.candidates}
+    tensors |= {"logits": bank.logits.detach(), "weights": weights}
+    tensors |= {name: getattr(bank, name) for name in ("anchors", "candidates", "candidate_types")}
     file = folder / TENSORS
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     spec = bank.spec
@@ -82,10 +86,11 @@ def write_memory(folder: Path, bank: MemoryBank, k: int, origin: Origin) -> tupl
         "slots": states.slots,
         "sink_slots": spec.sink_slots,
         "anchors": [
-            [{"chunk": chunk, "layer": layer, "position": position} for chunk, layer, position in document]
-            for document in bank.anchors
+            # A document that fits the context is one chunk, number 0.
+            [{"chunk": 0, "layer": layer} for layer in document]
+            for document in bank.anchor_layers
         ],
-        "candidate_types": [[list(row) for row in document] for document in bank.candidate_types],
+        "atom_types": list(ATOM_TYPES),
     }
     described = folder / DESCRIBED
     described.write_text(json.dumps(meta, indent=1) + "\n")
@@ -96,7 +101,8 @@ def write_memory(folder: Path, bank: MemoryBank, k: int, origin: Origin) -> tupl
 class StoredMemory:
     """A memory as it was written: what is injected, the documents its states stand for, and what it was made with.
 
-    `meta` is all of `memory.json`; `slot_weights` [N, Lw, Hw, S, J] and `candidates` [N, S, J] are what values were mixed from.
+    `meta` is all of `memory.json`; `slot_weights` [N, Lw, Hw, S, J], `anchors` [N, A, H, S], `candidates` [N, Lc, Hc, S, J] and
+    their types, places in `atom_types`, are what values were mixed from.
     """
 
     states: States
@@ -104,7 +110,10 @@ class StoredMemory:
     origin: Origin
     meta: Mapping[str, Any]
     slot_weights: Tensor
+    anchors: Tensor
     candidates: Tensor
+    candidate_types: Tensor
+    atom_types: tuple[str, ...]
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -153,24 +162,60 @@ def _memory(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> StoredMemo
     documents = tuple(meta["documents"])
     if not all(isinstance(name, str) for name in documents) or len(set(documents)) < len(documents):
         raise ValueError("documents are not names, each its own")
-    _check_described(meta, stored)
+    if meta["format"] < 5:
+        stored = _as_5(meta, stored)
+    types = tuple(str(name) for name in meta.get("atom_types", ATOM_TYPES))
+    _check_described(meta, stored, len(documents), types)
     origin = meta["origin"] if meta["format"] >= 4 else {name: str(meta[name]) for name in _BEFORE_4}
-    return StoredMemory(states, documents, Origin(**origin), meta, stored["weights"], stored["candidates"])
+    return StoredMemory(
+        states,
+        documents,
+        Origin(**origin),
+        meta,
+        slot_weights=stored["weights"],
+        anchors=stored["anchors"],
+        candidates=stored["candidates"],
+        candidate_types=stored["candidate_types"],
+        atom_types=types,
+    )
 
 
-def _check_described(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+def _as_5(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an older format, with anchors and types of candidates, which `memory.json` held."""
+    anchors = [[anchor["position"] for anchor in document] for document in meta["anchors"]]
+    code = {None: PADDING} | {name: n for n, name in enumerate(ATOM_TYPES)}
+    types = [[[code[t] for t in row] for row in document] for document in meta["candidate_types"]]
+    return {
+        **stored,
+        "anchors": torch.tensor(anchors)[:, None, None],
+        "candidates": stored["candidates"][:, None, None],
+        "candidate_types": torch.tensor(types, dtype=torch.int8)[:, None, None],
+    }
+
+
+def _check_described(
+    meta: Mapping[str, Any], stored: Mapping[str, Tensor], documents: int, types: Sequence[str]
+) -> None:
     """Raise where what is said of slots is not said of each of them."""
-    n, slots, candidates = stored["candidates"].shape
-    for name, size in (("anchors", None), ("candidate_types", candidates)):
-        rows = [row for document in meta[name] for row in document]
-        whole = [len(document) for document in meta[name]] == [slots] * n
-        if not whole or any(size is not None and len(row) != size for row in rows):
-            raise ValueError(f"{name} are not those of {n} documents with {slots} mixed slots")
-    if not all(isinstance(anchor["position"], int) for document in meta["anchors"] for anchor in document):
-        raise ValueError("an anchor has no position")
-    if tuple(stored["weights"].shape[i] for i in (0, 3, 4)) != (n, slots, candidates):
+    candidates, weights, slots = (
+        stored["candidates"],
+        stored["weights"],
+        int(meta["slots"]) - int(meta["sink_slots"]),
+    )
+    if candidates.shape[::3] != (documents, slots):
+        raise ValueError(f"candidates are not those of {documents} documents with {slots} mixed slots")
+    kinds = stored["candidate_types"]
+    if kinds.shape != candidates.shape or ((kinds < PADDING) | (kinds >= len(types))).any():
+        raise ValueError("candidate_types are not those of the candidates")
+    anchors = stored["anchors"]
+    if anchors.ndim != 4 or anchors.shape[::3] != (documents, slots) or (anchors < 0).any():
+        raise ValueError(f"anchors are not positions of {documents} documents with {slots} mixed slots")
+    if [len(document) for document in meta["anchors"]] != [slots] * documents:
+        raise ValueError("anchors have no layer, or one too many")
+    fits = [c in {1, w} for c, w in zip(candidates.shape, weights.shape, strict=False)]
+    if weights.ndim != 5 or weights.shape[3:] != candidates.shape[3:] or not all(fits):
         raise ValueError("weights and candidates have other shapes")
-    for name in ("mode", "share", "topk", "sink_slots"):
+    for name in ("mode", "share", "topk"):
         meta[name]
 
 

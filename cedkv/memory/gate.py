@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cedkv.memory.state import States
+from cedkv.memory.warm_start import AnchorShare
 
 GateShare = Literal["shared", "layer", "head"]
 GAINS_TRIED = 12
@@ -68,11 +69,17 @@ class GateStart:
         )
 
 
-def own_slots(layers: list[Seen]) -> Tensor:
-    """[P] the slot each ON prompt reads most: the largest mean log-odds over layers and heads."""
-    odds = sum(seen.score - seen.lse[..., None] for seen in layers)
-    assert isinstance(odds, Tensor)
-    return odds.mean(1).argmax(-1)
+def own_slots(layers: list[Seen], share: AnchorShare, kv_heads: int) -> list[Tensor]:
+    """[P, H] by layer: the slot each ON prompt reads most, by the mean log-odds over the layers and heads that share anchors."""
+    odds = torch.stack([seen.score - seen.lse[..., None] for seen in layers])  # [L, P, H, S]
+    heads = odds.shape[2]
+    if share == "head":
+        odds = odds.unflatten(2, (kv_heads, -1)).mean(3)
+    else:
+        odds = odds.mean((0, 2) if share == "shared" else 2, keepdim=True).expand(
+            len(layers), -1, kv_heads, -1
+        )
+    return list(odds.argmax(-1).repeat_interleave(heads // kv_heads, dim=2))
 
 
 def measured_start(on: Seen, own: Tensor, off: Seen, kv_heads: int, aims: GateAims) -> GateStart:
@@ -83,12 +90,13 @@ def measured_start(on: Seen, own: Tensor, off: Seen, kv_heads: int, aims: GateAi
     question of its own keeps gain 1.
 
     Args:
-        own: [P] the slot each ON prompt reads.
+        own: [P, H] the slot each ON prompt reads.
     """
     heads, slots = off.score.shape[1:]
     gains = torch.logspace(0, 1, GAINS_TRIED, base=max(aims.max_gain, 1.0)).to(off.score)
+    asked = torch.nn.functional.one_hot(own, slots).bool()  # [P, H, S]
     widest = torch.stack([_highest(off, gain, aims.ignored) for gain in gains])  # [K, H, S]
-    lowest = torch.stack([_lowest(on, own, gain) for gain in gains])
+    lowest = torch.stack([_lowest(on, asked, gain) for gain in gains])
     enough = (lowest - widest).unflatten(1, (kv_heads, -1)).amin(
         2
     ) >= aims.on - aims.off  # all heads of a group
@@ -96,9 +104,8 @@ def measured_start(on: Seen, own: Tensor, off: Seen, kv_heads: int, aims: GateAi
     per_head = first.repeat_interleave(heads // kv_heads, dim=0)
     bias = aims.off - widest.gather(0, per_head[None])[0]
     top = off.score.amax(0)
-    answered = torch.stack(
-        [on.score[own == s, :, s].mean(0) if (own == s).any() else top[:, s] for s in range(slots)], dim=1
-    )
+    count = asked.sum(0)
+    answered = torch.where(count > 0, (on.score * asked).sum(0) / count.clamp_min(1), top)
     return GateStart(gains[first], bias, (answered + top) / 2)
 
 
@@ -107,14 +114,10 @@ def _highest(off: Seen, gain: Tensor, ignored: int) -> Tensor:
     return (gain * off.score - off.lse[..., None]).topk(ignored + 1, dim=0).values[-1]
 
 
-def _lowest(on: Seen, own: Tensor, gain: Tensor) -> Tensor:
-    """[H, S] log-odds without bias of a slot's own questions, the lowest tenth left out; inf where it has none."""
-    odds = gain * on.score - on.lse[..., None]
-    found = torch.full_like(odds[0], torch.inf)
-    for s in own.unique().tolist():
-        mine = odds[own == s, :, s]
-        found[:, s] = mine.sort(0).values[len(mine) // 10]
-    return found
+def _lowest(on: Seen, asked: Tensor, gain: Tensor) -> Tensor:
+    """[H, S] log-odds without bias of a slot's own questions `asked` [P, H, S], the lowest tenth left out; inf where it has none."""
+    odds = (gain * on.score - on.lse[..., None]).masked_fill(~asked, torch.inf).sort(0).values
+    return odds.gather(0, (asked.sum(0) // 10)[None])[0]
 
 
 def identity_start(slots: States, heads: int, sinks: int = 0) -> GateStart:

@@ -1,29 +1,36 @@
 """Warm start: which atoms the slots are anchored on, and which candidates they may mix.
 
 Both follow from where the model itself looks. `on[p, d]` is the attention that ON training prompt p pays to document
-token d in the teacher's context, averaged over the injected layers and heads; `off[u, d]` the same for OFF prompts.
+token d in the teacher's context, averaged over the injected layers and heads that share an anchor; `off[u, d]` the same
+for OFF prompts.
+
+Shapes: L injected layers, G kv heads, P ON prompts, U OFF prompts, D document tokens, S slots, J candidates. A and H are
+what has anchors of its own: L layers and G heads, or 1 where these share them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cedkv.core.errors import UserError
 
+AnchorShare = Literal["shared", "layer", "head"]
+
 
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
-    """Positions in the document. `anchors` [S] never change; `candidates` [S, J] begin with the anchor; -1 pads.
+    """Positions in the document. `anchors` [A, H, S] never change; `candidates` [A, H, S, J] begin with the anchor; -1 pads.
 
-    `layers` [S] is the injected layer whose attention chose the anchor most, kept for the record.
+    `layers` [S] is the injected layer whose attention is most on a slot's anchors, kept for the record.
     """
 
     anchors: Tensor
     candidates: Tensor
-    prior: Tensor  # [S, J], sums to one: the warm-start share of each candidate
+    prior: Tensor  # [A, H, S, J], sums to one: the warm-start share of each candidate
     layers: Tensor
 
 
@@ -96,13 +103,15 @@ def plan_slots(
     pool_size: int,
     atom_types: tuple[str, ...],
     anti_steer_strength: float,
+    share: AnchorShare = "shared",
 ) -> SlotPlan:
     """Anchors and candidates of one document.
 
     Args:
         document: its id, for messages.
         types: atom type of each of its D tokens; None marks special tokens.
-        on: [L, P, D] attention by injected layer; off: [L, U, D].
+        on: [L, G, P, D] attention by injected layer and kv head; off: [L, G, U, D].
+        share: whether all layers and heads have one anchor, each layer its own, or each layer and kv head.
 
     Raises:
         UserError: the document has no candidate that is not a delimiter, or fewer of them than slots.
@@ -120,7 +129,24 @@ def plan_slots(
             f"document {document!r} has {int(eligible.sum())} candidate atoms that are no delimiters, for {slots} slots: "
             "lower phase3.memory.slots or give a longer document"
         )
-    score = steered_attention(on.mean(0), off.mean(0), anti_steer_strength)
+    kept = {"shared": (0, 1), "layer": (1,), "head": ()}[share]
+    seen_on, seen_off = (x.mean(kept, keepdim=True) if kept else x for x in (on, off))
+    parts = [
+        _plan_alone(steered_attention(one, other, anti_steer_strength), eligible, allowed, slots, pool_size)
+        for one, other in zip(seen_on.flatten(0, 1), seen_off.flatten(0, 1), strict=True)
+    ]
+    anchors, candidates, prior = (
+        torch.stack(x).unflatten(0, seen_on.shape[:2]) for x in zip(*parts, strict=True)
+    )
+    # [L, G, S]: what each layer and head sees of the anchors it has.
+    seen = on.mean(2).gather(-1, anchors.expand(*on.shape[:2], slots))
+    return SlotPlan(anchors, candidates, prior, seen.mean(1).argmax(0))
+
+
+def _plan_alone(
+    score: Tensor, eligible: Tensor, allowed: Tensor, slots: int, pool_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors [S], candidates [S, J] and their prior, by the scores [P, D] of what shares them."""
     anchors = choose_anchors(score, eligible, slots)
     serves = score[:, anchors].argmax(1)
     pairs = []
@@ -128,5 +154,4 @@ def plan_slots(
         mine = score[serves == index]
         total = (mine if len(mine) else score).sum(0)
         pairs.append(choose_candidates(anchor, total, allowed, pool_size))
-    layers = on.mean(1)[:, anchors].argmax(0)
-    return SlotPlan(anchors, torch.stack([c for c, _ in pairs]), torch.stack([p for _, p in pairs]), layers)
+    return anchors, torch.stack([c for c, _ in pairs]), torch.stack([p for _, p in pairs])

@@ -2,7 +2,7 @@
 
 Documents of one length go together, a few at a time: whole documents are held at all layers only while they are read.
 
-Shapes: L injected layers, P ON training prompts and U OFF prompts of a document, D tokens of it, V vocabulary.
+Shapes: L injected layers, G kv heads, P ON training prompts and U OFF prompts of a document, D tokens of it, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cedkv import ledger
 from cedkv.config import Config
+from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.core.team import ALONE, Team
 from cedkv.data.batching import by_length, by_similar_length, pad_right
@@ -141,8 +142,10 @@ def _read(
     contexts = [encoded.contexts[n] for n in numbers]
     captured = [capture(loaded.model, c.id, c.ids, c.types, encoded.skipped) for c in contexts]
     group = _Group(numbers, States.stack([document.as_states() for document in captured]))
+    _check_heads(config, group.whole, layers)
     error = _cache_error(loaded.model, encoded, group, teacher, rows)
-    looks = _looks(loaded, encoded, group, layers, rows)
+    by_head = config.phase3.mix.k_anchor.share == "head"
+    looks = _looks(loaded, encoded, group, layers, rows, by_head=by_head)
     return {
         n: _Read(
             atoms.at_layers(layers),
@@ -177,6 +180,17 @@ class _Group:
     whole: States
 
 
+def _check_heads(config: Config, whole: States, layers: tuple[int, ...]) -> None:
+    """Raise `UserError` where what is to be learned for each kv head has no such heads that all layers share."""
+    heads = {layer: whole.keys[layer].shape[1] for layer in layers}
+    if config.phase3.mix.share == "head" and len(set(heads.values())) > 1:
+        counts = ", ".join(f"{count} at layer {layer}" for layer, count in heads.items())
+        raise UserError(
+            f"phase3.mix.share = head: the injected layers have different numbers of kv heads ({counts}); share by layer, or "
+            "inject into layers that have as many"
+        )
+
+
 @torch.no_grad()
 def _cache_error(
     model: CausalLM, encoded: EncodedCorpus, group: _Group, teacher: Sequence[Tensor], rows: int
@@ -198,16 +212,24 @@ def _cache_error(
 
 @dataclass(frozen=True, slots=True)
 class _Looks:
-    """Where prompts look in a document read behind it: ON training prompts [L, P, D], OFF prompts [L, U, D]."""
+    """Where prompts look in a document read behind it: ON training prompts [L, G, P, D], OFF prompts [L, G, U, D]."""
 
     on: Tensor
     off: Tensor
 
 
 def _looks(
-    loaded: LoadedModel, encoded: EncodedCorpus, group: _Group, layers: tuple[int, ...], rows: int
+    loaded: LoadedModel,
+    encoded: EncodedCorpus,
+    group: _Group,
+    layers: tuple[int, ...],
+    rows: int,
+    *,
+    by_head: bool,
 ) -> list[_Looks]:
     """Attention of each document's ON training prompts, and of a sample of OFF prompts, at the injected layers.
+
+    G is the number of kv heads, or 1 where all heads are averaged.
 
     OFF prompts that do not fit behind the documents are left out; with none left, nothing counts against an anchor.
     """
@@ -221,14 +243,16 @@ def _looks(
     on = len(prompts)
     off = [row.prompt for row in encoded.off_train[:WARM_START_OFF_PROMPTS] if len(row.prompt) <= room]
     prompts += [_Prompt(place, prompt[skipped:], 1) for place in places for prompt in off]
-    seen = torch.zeros(len(layers), len(prompts), group.whole.slots, device=loaded.device)
+    groups = group.whole.keys[layers[0]].shape[1] if by_head else 1
+    seen = torch.zeros(len(layers), groups, len(prompts), group.whole.slots, device=loaded.device)
     for part in by_similar_length([len(prompt.ids) for prompt in prompts], rows):
-        seen[:, part] = _attention(loaded.model, group.whole, [prompts[i] for i in part], layers, skipped)
+        asked = [prompts[i] for i in part]
+        seen[:, :, part] = _attention(loaded.model, group.whole, asked, layers, skipped, by_head=by_head)
     found = []
     for place in places:
-        seen_on = seen[:, [i for i in range(on) if prompts[i].place == place]]
-        seen_off = seen[:, on + place * len(off) : on + (place + 1) * len(off)]
-        found.append(_Looks(seen_on, seen_off if off else torch.zeros_like(seen_on[:, :1])))
+        seen_on = seen[:, :, [i for i in range(on) if prompts[i].place == place]]
+        seen_off = seen[:, :, on + place * len(off) : on + (place + 1) * len(off)]
+        found.append(_Looks(seen_on, seen_off if off else torch.zeros_like(seen_on[:, :, :1])))
     return found
 
 
@@ -242,13 +266,19 @@ class _Prompt:
 
 
 def _attention(
-    model: CausalLM, whole: States, prompts: Sequence[_Prompt], layers: tuple[int, ...], skipped: int
+    model: CausalLM,
+    whole: States,
+    prompts: Sequence[_Prompt],
+    layers: tuple[int, ...],
+    skipped: int,
+    *,
+    by_head: bool,
 ) -> Tensor:
-    """[L, P, D]: what `prompts` see of their documents, by one pass."""
+    """[L, G, P, D]: what `prompts` see of their documents, by one pass."""
     ids = pad_right([prompt.ids for prompt in prompts], model.device)
     places = torch.tensor([prompt.place for prompt in prompts], device=model.device)
     share = _share(prompts, ids.shape[1]).to(model.device)
-    return attention_to(model, whole, ids, share, layers, rows=places, distance=skipped)
+    return attention_to(model, whole, ids, share, layers, rows=places, distance=skipped, by_head=by_head)
 
 
 def _share(prompts: Sequence[_Prompt], width: int) -> Tensor:
@@ -263,7 +293,7 @@ def _share(prompts: Sequence[_Prompt], width: int) -> Tensor:
 
 def _mass_by_type(on: Tensor, types: tuple[str | None, ...]) -> Tensor:
     """Share of the attention on the document that each of `_KINDS` gets; `special` is BOS and its like."""
-    mass = on.mean((0, 1)).double().cpu()
+    mass = on.mean((0, 1, 2)).double().cpu()
     of = torch.tensor([_KINDS.index(kind or "special") for kind in types])
     return torch.zeros(len(_KINDS), dtype=torch.float64).index_add(0, of, mass) / mass.sum()
 
@@ -279,4 +309,5 @@ def _plan(config: Config, context: EncodedContext, looks: _Looks) -> SlotPlan:
         pool_size=candidate.pool_size,
         atom_types=candidate.atom_types,
         anti_steer_strength=config.phase3.warm_start.anti_steer_strength,
+        share=config.phase3.mix.k_anchor.share,
     )

@@ -63,12 +63,12 @@ def gate_start(
     for n in team.deal([1.0] * states.count):
         mine = on.documents == n
         seen = [_behind(Seen(on.scores[layer][mine], on.lse[layer][mine]), sinks) for layer in states.layers]
-        own, starts = own_slots(seen), []
-        for layer, there in zip(states.layers, seen, strict=True):
-            key = states.keys[layer][n]
-            starts.append(
-                measured_start(there, own, _behind(_given(off[layer], key), sinks), key.shape[0], aims)
-            )
+        starts = []
+        for layer, there, own in zip(
+            states.layers, seen, own_slots(seen, config.phase3.mix.k_anchor.share, groups), strict=True
+        ):
+            given = _behind(_given(off[layer], states.keys[layer][n]), sinks)
+            starts.append(measured_start(there, own, given, groups, aims))
         for into, found in zip(whole.tensors, GateStart.stack(starts).tensors, strict=True):
             into[n] = found
     team.merge(*whole.tensors)

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from cedkv.api import judge
@@ -15,6 +16,8 @@ from cedkv.api.inspection import differences, facts, slots_of
 from cedkv.api.memory import stored_in
 from cedkv.core.errors import UserError
 from cedkv.core.verdict import Status
+from cedkv.ledger import ATOM_TYPES
+from cedkv.memory.export import Origin, read_memory, write_memory
 from cedkv.tracking.reader import read_run
 
 
@@ -77,6 +80,33 @@ def test_slots_are_shown_with_all_of_their_mass(logged):
             weights = [candidate["weight"] for candidate in row["candidates"]]
             assert weights == sorted(weights, reverse=True)
             assert len(weights) <= stored.meta["topk"]
+
+
+@pytest.mark.parametrize("anchors", ["shared", "layer", "head"])
+@pytest.mark.parametrize("mode", ["v_only", "anchor"])
+def test_what_a_slot_is_made_of_is_summed_over_layers_and_heads(tiny, tmp_path, anchors, mode):
+    """Against loops over every layer, head and candidate of the bank that was written."""
+    bank = tiny.bank(tiny("qwen3"), share="head", anchors=anchors, mode=mode)
+    with torch.no_grad():
+        noise = torch.randn(bank.logits.shape, generator=torch.Generator().manual_seed(1))
+        bank.logits.copy_(2 * noise)
+    stored = read_memory(*write_memory(tmp_path, bank, 4, Origin("f", "c")))
+    weights, (layers, heads) = bank.mixture(4).weights, bank.logits.shape[1:3]
+    for n, name in enumerate(bank.documents):
+        for row in slots_of(stored, name):
+            s, by_place, mass = row["slot"], Counter(), Counter()
+            for layer in range(layers):
+                for head in range(heads):
+                    at = n, layer % bank.candidates.shape[1], head % bank.candidates.shape[2], s
+                    own = weights[n, layer, head, s].tolist() if mode == "v_only" else [1.0]
+                    kinds = [ATOM_TYPES[t] for t in bank.candidate_types[at].tolist()]
+                    for place, kind, weight in zip(bank.candidates[at].tolist(), kinds, own, strict=False):
+                        by_place[place] += weight / (layers * heads)
+                        mass[kind] += weight / (layers * heads)
+            assert row["mass"] == pytest.approx({kind: m for kind, m in mass.items() if m > 0})
+            best = [weight for _, weight in by_place.most_common(4) if weight > 0]
+            assert [one["weight"] for one in row["candidates"]] == pytest.approx(best)
+            assert row["anchors"] == sorted(set(bank.anchors[n, :, :, s].flatten().tolist()))
 
 
 def changed(logged, folder, change):

@@ -36,6 +36,12 @@ ALLOW = "phase3.runtime.debug_allow_nonfixed_constraint_sources=true"
         ("train: {off_batch: 65}", "off_batch = 65: exceeds the 64 prompts of hard_pool"),
         ("candidate: {atom_types: [delimiter]}", "every slot needs a candidate that is no delimiter"),
         ("candidate: {atom_types: [key, key]}", "names a type twice"),
+        (
+            "mix: {k_anchor: {share: head}}",
+            'k_anchor.share = "head": gives each head candidates of its own, which one mixture cannot weigh',
+        ),
+        ("mix: {share: layer, k_anchor: {share: head}}", "one mixture cannot weigh (mix.share: layer)"),
+        ("mix: {k_anchor: {share: layer}}", "set mix.share to layer"),
         ("layer_scope: {mixture: top50}", "mixes layers outside layer_scope.injection (top25)"),
         ("layer_scope: {mixture: all}", "mixes layers outside layer_scope.injection (top25)"),
         ("layer_scope: {mixture: [3, 4], injection: [4, 5]}", "mixes layers outside"),

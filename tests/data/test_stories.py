@@ -6,10 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from cedkv.config import Config
 from cedkv.data.build import build_corpus
@@ -33,6 +37,7 @@ def load() -> ModuleType:
 
 
 script = load()
+DOCUMENTS = 6  # what the model tells of more would take minutes
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +45,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (SHARED / "data" / "tinystories").is_dir():
         pytest.skip("needs ../shared/data/tinystories")
     folder = tmp_path_factory.mktemp("stories")
-    script.write(script.make(SHARED), folder)
+    script.write(script.make(SHARED, DOCUMENTS), folder)
     return folder
 
 
-def test_the_files_make_a_corpus_at_full_scale(made: Path) -> None:
+def test_the_files_make_a_corpus_with_a_stress_set_of_full_scale(made: Path) -> None:
     data = {"source": "jsonl", **{name: f"{name}.jsonl" for name in ("documents", "on", "off")}}
-    corpus = build_corpus(Config.model_validate({"base_dir": str(made), "data": data}))
-    assert (len(corpus.documents), len(corpus.off_train), len(corpus.stress)) == (64, 256, 2048)
-    assert len(corpus.sealed) > 2048
+    phase3 = {"eval": {"on_samples": DOCUMENTS, "off_samples": 16384}}
+    corpus = build_corpus(Config.model_validate({"base_dir": str(made), "data": data, "phase3": phase3}))
+    assert (len(corpus.documents), len(corpus.off_train), len(corpus.stress)) == (DOCUMENTS, 16384, 2048)
+    assert len(corpus.sealed) > 2000
     assert {row.family for row in corpus.stress} == {"tinystories", "wikitext2", "svamp", "mbpp", "mt_bench"}
 
 
@@ -86,16 +92,37 @@ def test_training_prompts_are_true_to_the_story_and_not_the_evaluation_prompt(ma
     evaluation = {row.document: normalised(row.prompt) for row in rows if row.split == "eval"}
     train = [row for row in rows if row.split == "train"]
     assert {row.document for row in train} == set(evaluation)
+    assert any("-told-" in row.id for row in train)
     for row in train:
-        assert row.prompt + row.answer in stories[row.document]
+        assert "-told-" in row.id or row.prompt + row.answer in stories[row.document]
         assert not normalised(row.prompt).startswith(evaluation[row.document])
+
+
+def test_what_the_model_tells_asks_for_names_that_only_the_document_gives_it(
+    made: Path, stories260k: FastTokenizer
+) -> None:
+    """By plain passes, one prompt at a time, with the document in front and without it."""
+    model = AutoModelForCausalLM.from_pretrained(str(SHARED / "models" / "stories260K"), dtype="float32")
+    documents = {document.id: document for document in read_documents(made / "documents.jsonl")}
+    told = [row for row in read_on(made / "on.jsonl", documents, seed=0) if "-told-" in row.id]
+    for row in told:
+        prompt, answer = encode_on(stories260k, row.prompt, row.answer, name=row.id)
+        document = encode_document(stories260k, documents[row.document]).ids
+        said = []
+        for shown in (document + prompt[1:], prompt):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([shown + answer[:-1]])).logits[0]
+            said.append(tuple(logits[-len(answer) :].argmax(-1).tolist()))
+        assert said[0] == answer != said[1], row
+        assert row.answer.strip() in script.names_in(documents[row.document].text)
 
 
 def test_off_prompts_are_long_enough_and_no_part_of_any_document(
     made: Path, stories260k: FastTokenizer
 ) -> None:
     texts = [normalised(document.text) for document in read_documents(made / "documents.jsonl")]
-    for row in read_off(made / "off.jsonl").unsplit:
+    off = read_off(made / "off.jsonl")
+    for row in (*off.stress, *off.sealed, *off.train[::10]):
         length = len(encode_prompt(stories260k, row.prompt, name=row.id)) - 1
         assert 20 <= length <= 48, row
         assert row.prompt == row.prompt.strip()
@@ -103,9 +130,23 @@ def test_off_prompts_are_long_enough_and_no_part_of_any_document(
         assert not normalised(row.prompt).startswith("once upon a time")
 
 
+def test_what_trains_and_what_judges_come_from_different_texts(made: Path) -> None:
+    """Prompts that are cut from one story share sentences: the stress set would know what training has seen."""
+    off = read_off(made / "off.jsonl")
+    sources = [{row.id.rsplit("-", 2)[0] for row in rows} for rows in (off.train, off.stress, off.sealed)]
+    assert min(map(len, sources)) > 500
+    for one, other in combinations(sources, 2):
+        assert not one & other
+    documents = {
+        document.id.replace("story", "tinystories") for document in read_documents(made / "documents.jsonl")
+    }
+    assert not documents & set.union(*sources)
+    assert max(Counter(row.family for row in off.stress).values()) <= script.OFF_JUDGED_PER_FAMILY
+
+
 @pytest.mark.slow
 def test_making_them_again_gives_the_same_files(made: Path, tmp_path: Path) -> None:
-    script.write(script.make(SHARED), tmp_path)
+    script.write(script.make(SHARED, DOCUMENTS), tmp_path)
     for name in ("documents", "on", "off"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (made / f"{name}.jsonl").read_bytes()
 

@@ -194,13 +194,16 @@ def test_slot_weights_are_the_share_of_the_softmax_that_slots_take(tiny):
 
 def test_where_prompts_look_in_a_document_is_the_teachers_attention(model, tiny, family):
     """`attention_to` against the attention that the eager model reports on document + prompt: two documents at once, a
-    shorter prompt among them, and positions that count for more than others."""
+    shorter prompt among them, and positions that count for more than others; all heads together and by kv head."""
     documents, prompts, lengths = tiny.tokens(2, 20, seed=1), tiny.tokens(3, 9, seed=2), [9, 7, 9]
     layers, rows = tuple(layer.index for layer in attention_modules(model).values())[1:], [1, 0, 0]
     atoms = [capture(model, "d", tuple(ids.tolist()), ("content",) * 20) for ids in documents]
     whole = States.stack([document.as_states() for document in atoms])
     share = torch.tensor([[0, 0, 0.5, 0.5], [0.25, 0.75, 0, 0], [0, 0, 0, 1]])
-    seen = attention_to(model, whole, prompts, share, layers, rows=torch.tensor(rows))
+    seen, by_head = (
+        attention_to(model, whole, prompts, share, layers, rows=torch.tensor(rows), by_head=each)
+        for each in (False, True)
+    )
     eager = tiny.fresh(family)
     eager.set_attn_implementation("eager")
     for p, (row, length) in enumerate(zip(rows, lengths, strict=True)):
@@ -208,9 +211,12 @@ def test_where_prompts_look_in_a_document_is_the_teachers_attention(model, tiny,
         reported = eager(input_ids=ids, use_cache=False, output_attentions=True).attentions
         counted = share[p, : 4 - (9 - length)]
         for index, layer in enumerate(layers):
-            weights = reported[layer][0, :, -len(counted) :, :20].mean(0)
-            torch.testing.assert_close(seen[index, p], counted @ weights, atol=1e-5, rtol=0)
-    assert seen.shape == (len(layers), 3, 20)
+            weights = counted @ reported[layer][0, :, -len(counted) :, :20]
+            torch.testing.assert_close(seen[index, 0, p], weights.mean(0), atol=1e-5, rtol=0)
+            groups = weights.unflatten(0, (by_head.shape[1], -1)).mean(1)
+            torch.testing.assert_close(by_head[index, :, p], groups, atol=1e-5, rtol=0)
+    assert seen.shape == (len(layers), 1, 3, 20)
+    assert by_head.shape == (len(layers), atoms[0].keys[0].shape[0], 3, 20)
 
 
 def test_a_look_ends_with_the_last_layer_of_interest_and_leaves_the_model_as_it_was(model, tiny):

@@ -50,34 +50,55 @@ def test_sharing_decides_how_many_mixtures_there_are(tiny, qwen3, share, shape):
     assert bank.states(4).keys[1].shape == (3, 2, 3, 8)  # documents, kv heads, slots, head size
 
 
-@pytest.mark.parametrize("share", ["shared", "layer", "head"])
+SHARES = ["shared", "layer", "head"]
+
+
+def of(x, share, layer, head):
+    """What layer and head have of [L, H, ...], or of what all share."""
+    return x[layer - 1 if share != "shared" else 0, head if share == "head" else 0]
+
+
+@pytest.mark.parametrize(
+    "shares", [(s, a) for s in SHARES for a in SHARES if SHARES.index(a) <= SHARES.index(s)]
+)
 @pytest.mark.parametrize("mode", ["v_only", "kv", "anchor"])
-def test_slots_are_assembled_as_the_mode_says(tiny, qwen3, atoms, mode, share):
+def test_slots_are_assembled_as_the_mode_says(tiny, qwen3, atoms, mode, shares):
     """K_s = K[anchor_s] and V_s = sum_j p_sj V_j for `v_only`; both mixed for `kv`; neither for `anchor`; slow loop."""
-    bank = stirred(tiny.bank(qwen3, mode=mode, share=share))
+    share, anchors = shares
+    bank = stirred(tiny.bank(qwen3, mode=mode, share=share, anchors=anchors))
     states, weights = bank.states(4), bank.mixture(4).weights.detach()
     for n, document in enumerate(atoms):
         for layer in (1, 2):
             for head in range(2):
-                for s, (_, _, anchor) in enumerate(bank.anchors[n]):
-                    own = weights[n, layer - 1 if share != "shared" else 0, head if share == "head" else 0, s]
+                for s, anchor in enumerate(of(bank.anchors[n], anchors, layer, head).tolist()):
+                    own = of(weights[n], share, layer, head)[s]
                     for name, mixed in (("keys", mode == "kv"), ("values", mode != "anchor")):
                         source = getattr(document, name)[layer][head]
                         wanted = source[anchor]
                         if mixed:
-                            pool = bank.candidates[n, s].tolist()
+                            pool = of(bank.candidates[n], anchors, layer, head)[s].tolist()
                             wanted = sum(own[j] * source[c] for j, c in enumerate(pool))
                         found = getattr(states, name)[layer][n, head, s]
                         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_layers_that_are_injected_but_not_mixed_use_the_anchors_value(tiny, qwen3, atoms):
-    bank = stirred(tiny.bank(qwen3, mixture=(2,)))
+@pytest.mark.parametrize("anchors", SHARES)
+def test_layers_that_are_injected_but_not_mixed_use_the_anchors_value(tiny, qwen3, atoms, anchors):
+    bank = stirred(tiny.bank(qwen3, mixture=(2,), share=anchors, anchors=anchors))
     states = bank.states(4)
+    assert bank.candidates.shape[1] == 1  # of the layer that is mixed
     for n, document in enumerate(atoms):
-        positions = [position for _, _, position in bank.anchors[n]]
-        assert torch.equal(states.values[1][n], document.values[1][:, positions])
-        assert not torch.allclose(states.values[2][n], document.values[2][:, positions], atol=1e-3)
+        for head in range(2):
+            first, second = (of(bank.anchors[n], anchors, layer, head) for layer in (1, 2))
+            assert torch.equal(states.keys[2][n, head], document.keys[2][head, second])
+            assert torch.equal(states.values[1][n, head], document.values[1][head, first])
+            assert not torch.allclose(states.values[2][n, head], document.values[2][head, second], atol=1e-3)
+
+
+def test_one_mixture_for_candidates_that_differ_is_refused(tiny, qwen3):
+    for share, anchors in (("shared", "layer"), ("shared", "head"), ("layer", "head")):
+        with pytest.raises(ValueError, match=f"mix.share '{share}' has one mixture where there are several"):
+            tiny.bank(qwen3, share=share, anchors=anchors)
 
 
 def test_sinks_are_the_documents_first_tokens_in_front_of_the_slots(tiny, qwen3, atoms):
@@ -111,7 +132,7 @@ def test_a_document_with_fewer_atoms_than_the_pool_mixes_what_it_has(tiny, qwen3
     torch.optim.Adam([bank.logits], lr=0.1).step()
     weights = bank.mixture(40).weights
     assert torch.isfinite(weights).all()
-    assert (weights[padding[:, None, None]] == 0).all()
+    assert (weights[padding] == 0).all()
 
 
 def test_structure_is_entropy_overlap_and_penalty_slot_by_slot(tiny, qwen3):
@@ -124,7 +145,7 @@ def test_structure_is_entropy_overlap_and_penalty_slot_by_slot(tiny, qwen3):
             weights = mixture.weights[n, 0, 0, s].tolist()
             entropies.append(-math.fsum(w * math.log(w) for w in weights if w > 0))
             excess.append(max(0.0, mixture.delimiter_mass[n, 0, 0, s].item() - 0.15))
-            mixes.append(dict(zip(bank.candidates[n, s].tolist(), weights, strict=True)))
+            mixes.append(dict(zip(bank.candidates[n, 0, 0, s].tolist(), weights, strict=True)))
         for a in range(3):
             for b in range(a):
                 dot = math.fsum(w * mixes[b].get(c, 0.0) for c, w in mixes[a].items())
@@ -146,7 +167,7 @@ def test_the_mass_of_every_slot_is_accounted_for_by_type(tiny, qwen3, atoms):
     torch.testing.assert_close(sum(mass.values()), torch.ones(3, 3))
     wanted = Counter()
     for c, w in zip(
-        bank.candidates[1, 2].tolist(), bank.mixture(4).weights[1, 0, 0, 2].tolist(), strict=True
+        bank.candidates[1, 0, 0, 2].tolist(), bank.mixture(4).weights[1, 0, 0, 2].tolist(), strict=True
     ):
         wanted[atoms[1].types[c]] += w
     assert mass["delimiter"][1, 2].item() == pytest.approx(wanted["delimiter"], abs=1e-6)

@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save
 
 from cedkv.core.errors import UserError
 from cedkv.injection import inject
+from cedkv.ledger import ATOM_TYPES
 from cedkv.memory.export import Origin, read_memory, write_memory
 
 ORIGIN = Origin("f" * 64, "c" * 64, "mine", {"hidden_size": 32}, "float32", "t" * 64, False, "\n")
 
 
-def test_the_written_states_are_the_injected_ones(tiny, tmp_path):
+@pytest.mark.parametrize("anchors", ["shared", "layer", "head"])
+def test_the_written_states_are_the_injected_ones(tiny, tmp_path, anchors):
     model = tiny("qwen3")
-    bank = tiny.bank(model, share="layer", sink_slots=1)
+    bank = tiny.bank(model, share="head", anchors=anchors, sink_slots=1)
     tensors, described = write_memory(tmp_path, bank, 4, ORIGIN)
     memory = read_memory(tensors, described)
     assert (memory.documents, memory.origin) == (bank.documents, ORIGIN)
@@ -33,22 +35,26 @@ def test_the_written_states_are_the_injected_ones(tiny, tmp_path):
         assert torch.equal(model(input_ids=ids).logits, wanted)
     assert torch.equal(stored["logits"], bank.logits)
     assert torch.equal(stored["weights"], bank.mixture(4).weights)
-    assert torch.equal(stored["candidates"], bank.candidates)
+    for name in ("anchors", "candidates", "candidate_types"):
+        assert torch.equal(stored[name], getattr(bank, name))
+        assert torch.equal(getattr(memory, name), getattr(bank, name))
 
 
 def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, tmp_path):
     bank = tiny.bank(tiny("qwen3"), mixture=(2,), sink_slots=1)
     _, described = write_memory(tmp_path, bank, 4, ORIGIN)
     meta = json.loads(described.read_text())
-    assert meta["format"] == 4
+    assert meta["format"] == 5
     assert meta["origin"] == asdict(ORIGIN)
     assert meta["documents"] == ["d0", "d1", "d2"]
     assert (meta["mode"], meta["share"], meta["topk"]) == ("v_only", "shared", 4)
     assert meta["layers"] == {"injection": [1, 2], "mixture": [2]}
     assert (meta["slots"], meta["sink_slots"]) == (4, 1)
-    written = [[(a["chunk"], a["layer"], a["position"]) for a in document] for document in meta["anchors"]]
-    assert written == [list(document) for document in bank.anchors]
-    assert meta["candidate_types"] == [[list(slot) for slot in document] for document in bank.candidate_types]
+    assert meta["anchors"] == [
+        [{"chunk": 0, "layer": i} for i in document] for document in bank.anchor_layers
+    ]
+    assert set(sum(bank.anchor_layers, ())) <= {1, 2}
+    assert meta["atom_types"] == list(ATOM_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +70,23 @@ def test_the_description_says_what_it_is_and_where_every_slot_is_anchored(tiny, 
         (lambda t, d: t.unlink(), "cannot be read"),
         (lambda t, d: d.write_text("{"), "cannot be read"),
         (lambda t, d: _change(d, "layers", {"injection": [1, 3]}), r"cannot be read \(KeyError: 'keys\.3'\)"),
-        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads \\(1, 2, 3, 4\\)"),
-        (lambda t, d: _change(d, "slots", 9), "not of 3 documents and 9 slots"),
-        (lambda t, d: _change(d, "documents", ["d0"]), "not of 1 documents"),
-        (lambda t, d: _change(d, "documents", ["d0", "d0", "d1"]), "not names, each its own"),
-        (lambda t, d: _change(d, "anchors", [[]] * 3), "anchors are not those of 3 documents"),
-        (lambda t, d: _change(d, "anchors", [[{"position": "x"}] * 3] * 3), "an anchor has no position"),
+        (lambda t, d: _change(d, "format", 9), "has format 9; this version reads \\(1, 2, 3, 4, 5\\)"),
+        (lambda t, d: _change(d, "slots", 9), "not those of 3 documents with 9 mixed slots"),
         (
-            lambda t, d: _change(d, "candidate_types", [[["content"]] * 3] * 3),
-            "candidate_types are not those",
+            lambda t, d: (_change(d, "slots", 9), _change(d, "sink_slots", 6)),
+            "not of 3 documents and 9 slots",
         ),
+        (lambda t, d: _change(d, "documents", ["d0"]), "not those of 1 documents"),
+        (lambda t, d: _change(d, "documents", ["d0", "d0", "d1"]), "not names, each its own"),
+        (lambda t, d: _change(d, "anchors", [[]] * 3), "anchors have no layer, or one too many"),
+        (
+            lambda t, d: _change(d, "atom_types", ["content"]),
+            "candidate_types are not those of the candidates",
+        ),
+        (lambda t, d: _cut(t, d, "anchors"), "anchors are not positions of 3 documents with 3 mixed slots"),
+        (lambda t, d: _cut(t, d, "candidate_types"), "candidate_types are not those of the candidates"),
+        (lambda t, d: _cut(t, d, "candidates"), "candidates are not those of 3 documents with 3 mixed slots"),
+        (lambda t, d: _cut(t, d, "weights"), "weights and candidates have other shapes"),
         (lambda t, d: _change(d, "mode", None, gone=True), r"KeyError: 'mode'"),
         (lambda t, d: _change(d, "origin", {"pickle": 1}), r"cannot be read \(TypeError"),
         (lambda t, d: _agreed(t, d, _poisoned(t)), "is not finite"),
@@ -86,13 +99,41 @@ def test_a_damaged_memory_is_refused(tiny, tmp_path, spoil, says):
         read_memory(tensors, described)
 
 
-def test_a_memory_of_format_3_is_read(tiny, tmp_path):
-    """As runs logged them before: what it was made with stood beside the rest, and was less."""
-    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, ORIGIN)
-    meta = json.loads(described.read_text())
-    meta.pop("origin")
-    described.write_text(json.dumps(meta | {"format": 3, "model_fingerprint": "f", "config_hash": "c"}))
-    assert read_memory(tensors, described).origin == Origin("f", "c")
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_memory_of_an_older_format_is_read(tiny, tmp_path, version):
+    """As runs logged them before: anchors and the types of candidates stood in the description; before 4 less of its origin."""
+    bank = tiny.bank(tiny("qwen3"))
+    tensors, described = write_memory(tmp_path, bank, 4, ORIGIN)
+    stored, meta = load_file(tensors), json.loads(described.read_text())
+    del stored["anchors"], stored["candidate_types"], meta["atom_types"]
+    stored["candidates"] = bank.candidates[:, 0, 0].contiguous()
+    names = [*ATOM_TYPES, None]  # the last one for padding
+    meta["candidate_types"] = [
+        [[names[t] for t in row] for row in document[0][0]] for document in bank.candidate_types.tolist()
+    ]
+    meta["anchors"] = [
+        [
+            {"chunk": 0, "layer": layer, "position": position}
+            for layer, position in zip(layers, positions[0][0], strict=True)
+        ]
+        for layers, positions in zip(bank.anchor_layers, bank.anchors.tolist(), strict=True)
+    ]
+    if version == 3:
+        del meta["origin"]
+        meta |= {"model_fingerprint": "f", "config_hash": "c"}
+    described.write_text(json.dumps(meta | {"format": version}))
+    _agreed(tensors, described, save(stored))
+    memory = read_memory(tensors, described)
+    assert memory.origin == (Origin("f", "c") if version == 3 else ORIGIN)
+    for name in ("anchors", "candidates", "candidate_types"):
+        assert torch.equal(getattr(memory, name), getattr(bank, name))
+
+
+def _cut(tensors, described, name):
+    """One slot of the last document is missing from a tensor."""
+    stored = load_file(tensors)
+    axis = 2 if stored[name].ndim == 3 else 3
+    _agreed(tensors, described, save(stored | {name: stored[name].narrow(axis, 0, 2).contiguous()}))
 
 
 def _change(described, key, value, *, gone=False):

@@ -31,6 +31,11 @@ def drawn(prompts: int, seed: int, spread: float = 1.0) -> Seen:
     return Seen(score, 10 + spread * torch.randn(prompts, HEADS, generator=draw, dtype=torch.float64))
 
 
+def each_head(own: torch.Tensor) -> torch.Tensor:
+    """[P, H] where all heads read the same slot."""
+    return own[:, None].expand(-1, HEADS)
+
+
 def odds(seen: Seen, start: GateStart) -> torch.Tensor:
     """Log-odds [P, H, S] behind the gate, written out."""
     gain = start.gain.repeat_interleave(HEADS // KV_HEADS, dim=0)
@@ -43,7 +48,7 @@ def odds(seen: Seen, start: GateStart) -> torch.Tensor:
 def test_of_off_prompts_as_many_as_are_ignored_get_over_the_aim(seed, ignored, off, spread):
     aims = replace(AIMS, off=off, ignored=ignored)
     on, others = drawn(9, seed, spread), drawn(50, seed + 1, spread)
-    start = measured_start(on, torch.arange(9) % SLOTS, others, KV_HEADS, aims)
+    start = measured_start(on, each_head(torch.arange(9) % SLOTS), others, KV_HEADS, aims)
     assert ((odds(others, start) > off + 1e-9).sum(0) == ignored).all()
     assert ((start.gain >= 1) & (start.gain <= aims.max_gain + 1e-9)).all()
 
@@ -55,7 +60,7 @@ def test_the_gain_is_the_smallest_that_serves_all_heads_of_a_group(seed, spread)
     on, others = drawn(9, seed, spread), drawn(30, seed + 1, spread)
     on = replace(on, score=on.score + 1.5)
     own = torch.arange(9) % SLOTS
-    start = measured_start(on, own, others, KV_HEADS, AIMS)
+    start = measured_start(on, each_head(own), others, KV_HEADS, AIMS)
     gains = [AIMS.max_gain ** (i / (GAINS_TRIED - 1)) for i in range(GAINS_TRIED)]
 
     def serves(gain: float, group: int, slot: int) -> bool:
@@ -76,7 +81,7 @@ def test_own_questions_get_what_they_should_where_there_is_room():
     on, others = drawn(30, 0, 0.1), drawn(200, 1, 0.1)
     on = replace(on, score=on.score + 3)
     own = torch.arange(30) % SLOTS
-    start = measured_start(on, own, others, KV_HEADS, AIMS)
+    start = measured_start(on, each_head(own), others, KV_HEADS, AIMS)
     found = odds(on, start)[torch.arange(30), :, own]
     assert (found >= AIMS.on).float().mean() > 0.9
     assert start.gain.max() < AIMS.max_gain
@@ -86,7 +91,7 @@ def test_own_questions_get_what_they_should_where_there_is_room():
 
 def test_a_slot_without_a_question_of_its_own_keeps_its_gain_and_stays_shut():
     on, others = drawn(8, 0), drawn(40, 1)
-    start = measured_start(on, torch.zeros(8, dtype=torch.long), others, KV_HEADS, AIMS)
+    start = measured_start(on, each_head(torch.zeros(8, dtype=torch.long)), others, KV_HEADS, AIMS)
     assert (start.gain[:, 1:] == 1).all()
     assert (odds(others, start)[..., 1:] <= AIMS.off + 1e-9).all()
 
@@ -96,7 +101,21 @@ def test_a_prompt_belongs_to_the_slot_it_reads_most():
     own = torch.tensor([0, 1, 2, 2, 1, 0])
     for seen in layers:
         seen.score[torch.arange(6), :, own] += 20
-    assert torch.equal(own_slots(layers), own)
+    for share in ("shared", "layer", "head"):
+        for found in own_slots(layers, share, KV_HEADS):
+            assert torch.equal(found, each_head(own))
+
+
+def test_where_anchors_differ_each_layer_and_head_has_the_slot_it_reads_most():
+    """Slots of one number are other atoms there; what is louder elsewhere does not count."""
+    layers = [drawn(1, 0, spread=0.1), drawn(1, 1, spread=0.1)]
+    for layer, (first, second) in enumerate([(0, 1), (2, 1)]):
+        layers[layer].score[0, :2, first] += 20 * (layer + 1)
+        layers[layer].score[0, 2:, second] += 10
+    found = {share: own_slots(layers, share, KV_HEADS) for share in ("shared", "layer", "head")}
+    assert [own.tolist() for own in found["shared"]] == [[[2] * 4]] * 2
+    assert [own.tolist() for own in found["layer"]] == [[[0] * 4], [[2] * 4]]
+    assert [own.tolist() for own in found["head"]] == [[[0, 0, 1, 1]], [[2, 2, 1, 1]]]
 
 
 # ------------------------------------------------------------------------------------------------------- what it does

@@ -17,7 +17,7 @@ def steered(tiny, share: float, **settings):
     """A bank whose slots want the share `share` of their mixture on delimiters, evenly, the rest on the others."""
     bank = tiny.bank(tiny("qwen3"), **settings)
     flags = bank.is_delimiter.expand_as(bank.logits)
-    real = (bank.candidates >= 0)[:, None, None].expand_as(bank.logits)
+    real = (bank.candidates >= 0).expand_as(bank.logits)
     delimiters, others = (flags & real).sum(-1, keepdim=True), (~flags & real).sum(-1, keepdim=True)
     assert (delimiters > 0).all()
     with torch.no_grad():

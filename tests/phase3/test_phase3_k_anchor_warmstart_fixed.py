@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cedkv.core.errors import UserError
 from cedkv.injection import capture
-from cedkv.memory.export import Origin, write_memory
+from cedkv.memory.export import Origin, read_memory, write_memory
 from cedkv.train.loop import Trainer
 
 
@@ -28,12 +28,14 @@ def values_of(trainer: Trainer) -> dict[int, Tensor]:
     return {layer: values.clone() for layer, values in trainer.bank.states(12).detach().values.items()}
 
 
-@pytest.mark.parametrize("share", ["shared", "layer", "head"])
-def test_keys_keep_every_bit_through_training_while_values_move(small_experiment, share):
+@pytest.mark.parametrize(
+    ("share", "anchors"), [("shared", "shared"), ("layer", "shared"), ("head", "shared"), ("head", "head")]
+)
+def test_keys_keep_every_bit_through_training_while_values_move(small_experiment, share, anchors):
     """Twelve optimiser steps over all four stages of top-k, looked at after every one of them."""
-    experiment = small_experiment(f"phase3.mix.share={share}")
+    experiment = small_experiment(f"phase3.mix.share={share}", f"phase3.mix.k_anchor.share={anchors}")
     trainer = Trainer(experiment, Silent(), warn=lambda _: None)
-    keys, values, anchors = keys_of(trainer, 12), values_of(trainer), trainer.bank.anchors
+    keys, values, anchors = keys_of(trainer, 12), values_of(trainer), trainer.bank.anchors.clone()
     stages = set()
 
     def look(step):
@@ -42,7 +44,7 @@ def test_keys_keep_every_bit_through_training_while_values_move(small_experiment
         now, moved = keys_of(trainer, k), values_of(trainer)
         assert now.keys() == keys.keys()
         assert all(torch.equal(now[layer], keys[layer]) for layer in keys)
-        assert trainer.bank.anchors == anchors
+        assert torch.equal(trainer.bank.anchors, anchors)
         # [N, H, S]: the value of every slot of every document has left its place
         assert all(((moved[layer] - values[layer]).abs().amax(-1) > 1e-6).all() for layer in values)
 
@@ -68,26 +70,28 @@ def test_only_the_mixture_logits_are_trained(small_experiment):
     assert held == {id(trainer.bank.logits)}
 
 
-def test_the_key_is_that_of_the_atom_captured_at_the_recorded_position(small_experiment):
-    experiment = small_experiment()
+@pytest.mark.parametrize("share", ["shared", "layer", "head"])
+def test_the_key_is_that_of_the_atom_captured_at_the_recorded_position(small_experiment, share):
+    experiment = small_experiment(f"phase3.mix.share={share}", f"phase3.mix.k_anchor.share={share}")
     bank, encoded = experiment.bank, experiment.encoded
     states = bank.states(4)
     for n, context in enumerate(encoded.contexts):
         atoms = capture(experiment.model, context.id, context.ids, context.types, encoded.skipped)
-        positions = [position for _, _, position in bank.anchors[n]]
-        assert len(set(positions)) == 3  # one slot, one anchor
-        for layer in bank.spec.injection:
-            assert torch.equal(states.keys[layer][n], atoms.keys[layer][:, positions])
-        for chunk, layer, position in bank.anchors[n]:
-            assert chunk == 0
-            assert layer in bank.spec.injection
-            assert context.types[position] not in (None, "delimiter")
+        for place, layer in enumerate(bank.spec.injection):
+            for head in range(2):
+                positions = bank.anchors[n, place if share != "shared" else 0, head if share == "head" else 0]
+                assert len(set(positions.tolist())) == 3  # one slot, one anchor
+                assert torch.equal(states.keys[layer][n, head], atoms.keys[layer][head, positions])
+                assert all(
+                    context.types[position] not in (None, "delimiter") for position in positions.tolist()
+                )
+        assert set(bank.anchor_layers[n]) <= set(bank.spec.injection)
 
 
 def test_the_same_warm_start_chooses_the_same_anchors(small_experiment):
     """From the seed alone: preparing again, with other training settings, moves no anchor."""
     once, again = small_experiment(), small_experiment("phase3.train.lr=0.5")
-    assert once.bank.anchors == again.bank.anchors
+    assert torch.equal(once.bank.anchors, again.bank.anchors)
     assert torch.equal(once.bank.candidates, again.bank.candidates)
 
 
@@ -95,15 +99,15 @@ def test_anti_steering_decides_the_anchors_once_and_is_not_read_again(small_expe
     """The OFF penalty on anchors is a matter of warm start: strong enough, it chooses other ones."""
     none = small_experiment("phase3.warm_start.anti_steer_strength=0.0")
     strong = small_experiment("phase3.warm_start.anti_steer_strength=5.0")
-    assert none.bank.anchors != strong.bank.anchors
+    assert not torch.equal(none.bank.anchors, strong.bank.anchors)
 
 
 def test_anchors_are_written_as_chunk_layer_and_position(small_experiment, tmp_path):
     bank = small_experiment().bank
-    _, described = write_memory(tmp_path, bank, 4, Origin("model", "configuration"))
+    tensors, described = write_memory(tmp_path, bank, 4, Origin("model", "configuration"))
     written = json.loads(described.read_text())["anchors"]
-    assert [[tuple(a.values()) for a in slots] for slots in written] == [list(d) for d in bank.anchors]
-    assert all(a.keys() == {"chunk", "layer", "position"} for slots in written for a in slots)
+    assert written == [[{"chunk": 0, "layer": layer} for layer in d] for d in bank.anchor_layers]
+    assert torch.equal(read_memory(tensors, described).anchors, bank.anchors)
 
 
 def test_there_is_no_other_policy(small_config):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cedkv.core.errors import UserError
 from cedkv.core.losses import kl_divergence
 from cedkv.injection import capture, inject, observe, positions_behind
+from cedkv.memory.state import States
 from cedkv.train import documents
 from cedkv.train.documents import WARM_START_OFF_PROMPTS, Documents, read_documents
 from cedkv.train.experiment import Experiment
@@ -54,15 +56,15 @@ def test_looks_are_those_of_every_prompt_read_alone(experiment, looks):
     for number, context in enumerate(encoded.contexts):
         on, off = looks[context.id]
         rows = [row for row in encoded.on_train if row.document == number]
-        assert on.shape[1] == len(rows)
-        assert off.shape[1] == len(encoded.off_train[:WARM_START_OFF_PROMPTS])
+        assert on.shape[2] == len(rows)
+        assert off.shape[2] == len(encoded.off_train[:WARM_START_OFF_PROMPTS])
         for p, row in enumerate(rows):
             shown = row.prompt[encoded.skipped :] + row.answer[:-1]
             wanted = attention_alone(experiment, number, shown, len(row.answer))
-            torch.testing.assert_close(on[:, p], wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(on[:, 0, p], wanted, atol=1e-5, rtol=0)
         for u, row in enumerate(encoded.off_train[:5]):
             wanted = attention_alone(experiment, number, row.prompt[encoded.skipped :], 1)
-            torch.testing.assert_close(off[:, u], wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(off[:, 0, u], wanted, atol=1e-5, rtol=0)
 
 
 def test_the_largest_distance_from_the_teacher_is_that_of_prompts_one_by_one(experiment):
@@ -92,3 +94,18 @@ def test_off_prompts_that_do_not_fit_behind_a_document_count_for_nothing(experim
     read(experiment, rows=32)
     assert len(looks) == len(experiment.encoded.contexts)
     assert all(off.shape[1] == 1 and not off.any() for _, off in looks.values())
+
+
+def test_layers_without_a_common_number_of_kv_heads_are_refused_before_anything_is_learned_by_head(
+    small_config,
+):
+    """Some families have wide and narrow layers; by layer all of them can be shared."""
+    keys = {2: torch.zeros(1, 4, 5, 8), 3: torch.zeros(1, 2, 5, 8)}
+    whole = States(keys, keys)
+    documents._check_heads(small_config("phase3.mix.share=layer"), whole, (2, 3))
+    config = small_config("phase3.mix.share=head")
+    documents._check_heads(config, whole, (3,))
+    with pytest.raises(
+        UserError, match=r"share = head: .* kv heads \(4 at layer 2, 2 at layer 3\); share by layer"
+    ):
+        documents._check_heads(config, whole, (2, 3))

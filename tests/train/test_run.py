@@ -267,7 +267,7 @@ def test_the_memory_on_disk_is_the_memory_that_was_measured(logged, train_small)
     bank = train_small().trainer.bank
     states = bank.states(2)
     tensors = load_file(logged.file(ledger.MEMORY_TENSORS))
-    expected = {"logits", "weights", "candidates"}
+    expected = {"logits", "weights", "anchors", "candidates", "candidate_types"}
     expected |= {f"{kind}.{layer}" for kind in ("keys", "values") for layer in (2, 3)}
     assert tensors.keys() == expected
     for layer in (2, 3):
@@ -275,7 +275,8 @@ def test_the_memory_on_disk_is_the_memory_that_was_measured(logged, train_small)
         assert torch.equal(tensors[f"values.{layer}"], states.values[layer])
         assert tensors[f"keys.{layer}"].shape == (3, 2, 3, 8)
     assert torch.equal(tensors["logits"], bank.logits)
-    assert torch.equal(tensors["candidates"], bank.candidates)
+    for name in ("anchors", "candidates", "candidate_types"):
+        assert torch.equal(tensors[name], getattr(bank, name))
     assert ((tensors["weights"] > 0).sum(-1) <= 2).all()
     torch.testing.assert_close(tensors["weights"].sum(-1), torch.ones(3, 1, 1, 3))
 
@@ -291,9 +292,9 @@ def test_the_memory_says_what_it_is_and_where_its_slots_stand(logged, train_smal
     assert (meta["mode"], meta["share"], meta["topk"]) == ("v_only", "shared", 2)
     assert meta["layers"] == {"injection": [2, 3], "mixture": [2, 3]}
     assert (meta["slots"], meta["sink_slots"]) == (3, 0)
-    anchors = [[(a["chunk"], a["layer"], a["position"]) for a in document] for document in meta["anchors"]]
-    assert anchors == [list(document) for document in bank.anchors]
-    assert meta["candidate_types"] == [[list(row) for row in document] for document in bank.candidate_types]
+    anchors = [[(a["chunk"], a["layer"]) for a in document] for document in meta["anchors"]]
+    assert anchors == [[(0, layer) for layer in document] for document in bank.anchor_layers]
+    assert meta["atom_types"] == list(ledger.ATOM_TYPES)
     baseline = json.loads(logged.file(ledger.MEMORY_META, phase=2).read_text())
     assert (baseline["mode"], baseline["topk"], baseline["anchors"]) == ("anchor", 12, meta["anchors"])
 

@@ -151,7 +151,7 @@ def test_structure_loss_is_entropy_plus_overlap_plus_the_delimiter_penalty(exper
             p = weights[n][s]
             entropies.append(-sum(w * math.log(w) for w in p if w > 0))
             placed = dict.fromkeys(bank.candidates[n].flatten().tolist(), 0.0)
-            for j, w in zip(bank.candidates[n, s].tolist(), p, strict=True):
+            for j, w in zip(bank.candidates[n, 0, 0, s].tolist(), p, strict=True):
                 placed[j] += w
             atoms.append(placed)
             over.append(max(0.0, _uncapped_delimiter_mass(bank, n, s) - 0.15))
