@@ -31,7 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cedkv.core.errors import UserError
 from cedkv.injection.calls import AttentionCall, Observer
-from cedkv.injection.decode import can_decode, decode
+from cedkv.injection.decode import attend, can_attend, can_decode, decode
 from cedkv.injection.masks import (
     additive,
     full_mask,
@@ -140,7 +140,8 @@ def _attention(
     stock = _stock(implementation, module)
     active = _ACTIVE.get().get(module)
     if active is None:
-        if not any(module in model for model in _HERE.get()):
+        here = _HERE.get()
+        if not here or (module not in here[-1] and not any(module in model for model in here)):
             raise UserError(_ELSEWHERE)
         return stock(module, query, key, value, attention_mask, **kwargs)
     layer, states, slots, last = active.layer.index, active.states, 0, None
@@ -163,6 +164,8 @@ def _attention(
         if own.bias is not None:
             attention_mask = with_bias(attention_mask, own.bias, query.shape[1], key.shape[2], query.dtype)
         kwargs["is_causal"] = False
+        if implementation == "sdpa" and active.is_plain and can_attend(query, attention_mask, kwargs):
+            return attend(query, key, value, attention_mask, scaling=kwargs.get("scaling")), None
     if active.observer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         call = AttentionCall(layer, query, key, value, attention_mask, scaling, slots)

@@ -302,7 +302,7 @@ def test_the_memory_says_what_it_is_and_where_its_slots_stand(logged, train_smal
 def test_the_memory_file_holds_nothing_but_tensors(logged):
     with safe_open(logged.file(ledger.MEMORY_TENSORS), framework="pt") as file:
         assert not file.metadata()
-        assert len(list(file.keys())) == 7
+        assert len(list(file.keys())) == 9
 
 
 # --------------------------------------------------------------------------------------------------------------- endings
