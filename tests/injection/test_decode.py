@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cedkv.injection import decode as module
 from cedkv.injection import inject
-from cedkv.injection.decode import decode
+from cedkv.injection.decode import LONG, attend, can_attend, can_decode, decode
 from cedkv.memory.state import LayerSlots
 
 ROWS, HEADS, GROUPS, SIZE, VALUE, SLOTS, KEYS = 2, 4, 2, 8, 6, 3, 11
@@ -54,6 +56,44 @@ def test_it_is_one_softmax_over_slots_and_keys(bias, kind):
             torch.testing.assert_close(found[b, 0, h], scores.softmax(0) @ values, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+def test_without_copies_it_is_what_transformers_makes_of_copies(kind, dtype):
+    """To rounding: the same numbers, read from where they are."""
+    query, key, value = (
+        drawn(ROWS, HEADS, 1, SIZE),
+        drawn(ROWS, GROUPS, KEYS, SIZE),
+        drawn(ROWS, GROUPS, KEYS, SIZE),
+    )
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    mask = torch.linspace(-2, 2, ROWS * HEADS * KEYS).view(ROWS, HEADS, 1, KEYS).to(dtype)
+    if kind == "bool":
+        mask = mask > -1.5
+    assert can_attend(query, mask, {"scaling": 0.3, "softcap": None})
+    found = attend(query, key, value, mask, scaling=0.3)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups, layer.is_causal = HEADS // GROUPS, True
+    wanted, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 if dtype is torch.float32 else 1e-2)
+
+
+def test_what_is_no_plain_attention_of_one_masked_token_stays_with_the_layer():
+    query, mask = drawn(ROWS, HEADS, 1, SIZE), torch.ones(ROWS, 1, 1, KEYS, dtype=torch.bool)
+    assert can_attend(query, mask, {"dropout": 0.0})
+    assert not can_attend(query, None, {})
+    assert not can_attend(query.expand(-1, -1, 2, -1), mask, {})
+    assert not can_attend(query.to("meta"), mask, {})
+    for name, value in (
+        ("softcap", 5.0),
+        ("s_aux", torch.zeros(2)),
+        ("position_bias", mask),
+        ("dropout", 0.1),
+    ):
+        assert not can_attend(query, mask, {name: value})
+        assert not can_decode(query, drawn(ROWS, GROUPS, LONG, SIZE), {name: value})
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_every_family_decodes_as_its_own_function_does(model, tiny, monkeypatch, gated):
     """Two steps behind a cache of padded rows, each row with its own state."""
@@ -67,14 +107,28 @@ def test_every_family_decodes_as_its_own_function_does(model, tiny, monkeypatch,
     mask[1, :3] = 0
     how = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     how |= {"output_scores": True, "return_dict_in_generate": True, "attention_mask": mask}
-    found, calls = {}, []
-    monkeypatch.setattr(
-        "cedkv.injection.attention.decode", lambda *given, **how: calls.append(1) or decode(*given, **how)
-    )
-    for longest in (1, 10**9):
-        monkeypatch.setattr(module, "LONG", longest)
-        with inject(model, memory, torch.tensor([1, 0])):
-            found[longest] = torch.stack(model.generate(ids, **how).scores)
-    torch.testing.assert_close(found[1], found[10**9], atol=2e-5, rtol=1e-4)
+    found, calls = {}, Counter()
+    for name, function in (("decode", decode), ("attend", attend)):
+        monkeypatch.setattr(
+            f"cedkv.injection.attention.{name}",
+            lambda *given, name=name, function=function, **how: (
+                calls.update([name]) or function(*given, **how)
+            ),
+        )
+    stays = {"can_decode": lambda *_: False, "can_attend": lambda *_: False}
+    ways = {
+        "two parts": {"can_attend": stays["can_attend"]},
+        "no copies": {"can_decode": stays["can_decode"]},
+        "its own": stays,
+    }
+    monkeypatch.setattr(module, "LONG", 1)
+    for way, without in ways.items():
+        with monkeypatch.context() as patch, inject(model, memory, torch.tensor([1, 0])):
+            for name, never in without.items():
+                patch.setattr(f"cedkv.injection.attention.{name}", never)
+            found[way] = torch.stack(model.generate(ids, **how).scores)
+    for way in ("two parts", "no copies"):
+        torch.testing.assert_close(found[way], found["its own"], atol=2e-5, rtol=1e-4)
     capped = getattr(model.config, "attn_logit_softcapping", None) or model.config.model_type == "gpt_oss"
-    assert bool(calls) is not bool(capped)  # what families do to scores on their way stays theirs
+    # What families do to scores on their way stays theirs.
+    assert calls.keys() == (set() if capped else {"decode", "attend"})

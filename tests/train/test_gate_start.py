@@ -53,21 +53,23 @@ def test_a_start_holds_what_it_aims_at_in_the_models_own_attention(small_experim
         )
 
 
-def test_a_documents_own_questions_are_seen_with_its_slots_injected(small_experiment):
+@pytest.mark.parametrize("share", ["shared", "layer", "head"])
+def test_a_documents_own_questions_are_seen_with_its_slots_injected(small_experiment, share):
     """The pivot of a slot lies between what its own questions and OFF prompts give it; recomputed one by one."""
-    experiment = small_experiment(GATED)
+    experiment = small_experiment(GATED, "phase3.mix.share=head", f"phase3.mix.k_anchor.share={share}")
     on = experiment.encoded.on_train
     off = [row.prompt for row in experiment.encoded.off_train]
     for n in range(len(experiment.bank.documents)):
         mine = [row for row in on if row.document == n]
         assert all(len(row.answer) == 1 for row in mine)
         seen = seen_in_place(experiment, [row.prompt for row in mine], [n] * len(mine))
-        own = own_slots(seen)
+        own = own_slots(seen, share, experiment.bank.gate.gain.shape[2])[0]
         top = seen_in_place(experiment, off, [n] * len(off))[0].score.amax(0)
         pivot = experiment.bank.gate.pivot[n, 0]
-        for slot in own.unique().tolist():
-            wanted = (seen[0].score[own == slot, :, slot].mean(0) + top[:, slot]) / 2
-            torch.testing.assert_close(pivot[:, slot], wanted, atol=1e-3, rtol=1e-4)
+        for head in range(own.shape[1]):
+            for slot in own[:, head].unique().tolist():
+                wanted = (seen[0].score[own[:, head] == slot, head, slot].mean() + top[head, slot]) / 2
+                torch.testing.assert_close(pivot[head, slot], wanted, atol=1e-3, rtol=1e-4)
 
 
 def test_the_share_that_is_given_up_is_divided_among_the_slots(small_experiment):
