@@ -69,7 +69,7 @@ def facts(stored: StoredMemory) -> dict[str, Any]:
         "layers": stored.meta["layers"],
         "mode": stored.meta["mode"],
         "share": stored.meta["share"],
-        "anchors": "{}x{}".format(*stored.anchors.shape[1:3]),
+        "own_anchors": dict(zip(("layers", "heads"), stored.anchors.shape[1:3], strict=True)),
         "slot_gate": stored.meta.get("slot_gate", "none"),
         "topk": stored.meta["topk"],
         "slots": stored.meta["slots"],

@@ -140,9 +140,7 @@ def _attention(
     stock = _stock(implementation, module)
     active = _ACTIVE.get().get(module)
     if active is None:
-        here = _HERE.get()
-        if not here or (module not in here[-1] and not any(module in model for model in here)):
-            raise UserError(_ELSEWHERE)
+        _refuse_strangers(module)
         return stock(module, query, key, value, attention_mask, **kwargs)
     layer, states, slots, last = active.layer.index, active.states, 0, None
     if active.packing is not None:
@@ -180,6 +178,13 @@ _ELSEWHERE = (
     "call it in a block of this thread's own (`with inject(model, states)`, `with memory.attach(model, state)`; None for the bare model), "
     "or let the block make the call (`attached.bind(model.generate)`)"
 )
+
+
+def _refuse_strangers(module: nn.Module) -> None:
+    """A layer that nothing happens at may be called by a thread that is in a block of its model."""
+    here = _HERE.get()
+    if not here or (module not in here[-1] and not any(module in model for model in here)):
+        raise UserError(_ELSEWHERE)
 
 
 def _packed(packing: Packing, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

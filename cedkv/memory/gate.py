@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cedkv.memory.state import States
 from cedkv.memory.warm_start import AnchorShare
@@ -94,7 +95,7 @@ def measured_start(on: Seen, own: Tensor, off: Seen, kv_heads: int, aims: GateAi
     """
     heads, slots = off.score.shape[1:]
     gains = torch.logspace(0, 1, GAINS_TRIED, base=max(aims.max_gain, 1.0)).to(off.score)
-    asked = torch.nn.functional.one_hot(own, slots).bool()  # [P, H, S]
+    asked = functional.one_hot(own, slots).bool()  # [P, H, S]
     widest = torch.stack([_highest(off, gain, aims.ignored) for gain in gains])  # [K, H, S]
     lowest = torch.stack([_lowest(on, asked, gain) for gain in gains])
     enough = (lowest - widest).unflatten(1, (kv_heads, -1)).amin(
