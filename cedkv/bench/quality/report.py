@@ -19,12 +19,15 @@ from cedkv.report.tables import jsonable, markdown_table
 COLUMNS: Mapping[str, str] = {
     ledger.ON_GAIN: "ON gain",
     ledger.ON_GAIN_RECOVERED: "recovered",
+    ledger.ON_LOGP_GAIN: "ON log-prob. gain",
+    ledger.REL_KL_TO_TEACHER: "KL to teacher / base's",
     ledger.MEAN_STRESS: "OFF mean",
     ledger.P99_STRESS: "OFF p99",
     ledger.MAX_STRESS: "OFF max",
     ledger.P99_UPPER: "95 % bound",
 }
 """Metrics that have a column, and its head."""
+_GAINS = (ledger.ON_GAIN, ledger.ON_LOGP_GAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def _cells(report: Report, line: Line) -> list[str]:
     return [
         line.name,
         str(len(line.results)),
-        *(_ranged(line.values(metric), signed=metric == ledger.ON_GAIN) for metric in COLUMNS),
+        *(_ranged(line.values(metric), signed=metric in _GAINS) for metric in COLUMNS),
         f"{max(result.bytes for result in line.results):,}",
         f"{mean([result.seconds for result in line.results]):,.1f}",
         "" if cost is None else f"{cost:+.1%}",
