@@ -51,6 +51,7 @@ NONFINITE_STEPS: Final = "train/nonfinite_steps"  # count so far
 ATOM_MASS_PREFIX: Final = "atom_mass/"
 DELIMITER_SLOT_MAX: Final = "atom_mass/delimiter_slot_max"  # largest delimiter mass of a slot, after the cap
 TEACHER_READS_PREFIX: Final = "teacher_reads/"  # share of ON attention on the document by atom type
+RESIDUAL_SHARE: Final = "value_residual_share"  # of values, learned beside the mixture, 0 to 1, at eval ticks
 SLOT_MASS_ON: Final = "slot_mass/on"  # attention mass on the slots, ON prompts
 SLOT_MASS_OFF: Final = "slot_mass/off"
 

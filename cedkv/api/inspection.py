@@ -71,6 +71,7 @@ def facts(stored: StoredMemory) -> dict[str, Any]:
         "share": stored.meta["share"],
         "own_anchors": dict(zip(("layers", "heads"), stored.anchors.shape[1:3], strict=True)),
         "slot_gate": stored.meta.get("slot_gate", "none"),
+        "value_residual": stored.meta.get("value_residual", "none"),
         "topk": stored.meta["topk"],
         "slots": stored.meta["slots"],
         "kv_heads": key.shape[1],

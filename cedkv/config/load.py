@@ -40,7 +40,8 @@ def load(
     Args:
         path: a YAML file; relative paths inside it start at its folder.
         overrides: ``key.path=value`` settings that win over the file, later ones over earlier ones.
-        phase: 3 trains; 2 is the baseline and resolves ``mix.mode`` to ``anchor`` and ``mix.slot_gate`` to ``none``.
+        phase: 3 trains; 2 is the baseline and resolves ``mix.mode`` to ``anchor``, ``mix.slot_gate`` and
+            ``mix.value_residual`` to ``none``.
         strict_hf: sets ``runtime.strict_hf``.
         env: the environment; ``CI=true`` forces ``policy_mode: prod``.
 
@@ -59,9 +60,9 @@ def load(
     _force(raw, env, notes, strict_hf=strict_hf)
     config = _validated(raw, str(file), problems, notes)
     mix = config.phase3.mix
-    trains = mix.mode != "anchor" or mix.slot_gate != "none"
+    trains = mix.mode != "anchor" or mix.slot_gate != "none" or mix.value_residual != "none"
     if phase == 2 and trains:
-        _group(raw, "phase3", "mix").update(mode="anchor", slot_gate="none")
+        _group(raw, "phase3", "mix").update(mode="anchor", slot_gate="none", value_residual="none")
         config = _validated(raw, str(file), [], notes)
     if phase == 3 and not trains:
         rule = "trains nothing, which is Phase 2; use --phase 2, v_only or kv, or mix.slot_gate: affine"

@@ -47,6 +47,8 @@ class Mix(Section):
     """one mixture for all layers, one per layer, or one per layer and kv head"""
     slot_gate: Literal["none", "affine"] = "none"
     """`affine`: a learned gain and bias on the slots' attention scores"""
+    value_residual: Literal["none", "learned"] = "none"
+    """`learned`: a term of its own on the value of every slot at the mixture's layers, from 0 on; keys stay as they are"""
     gate_share: Literal["shared", "layer", "head"] = "head"
     """what is learned of a slot's gate: one for all layers and heads, one per layer, or one per layer and head"""
 
@@ -175,6 +177,8 @@ class Train(Section):
     """Adam's learning rate for the mixture logits"""
     gate_lr: Positive = 0.05
     """Adam's learning rate for the slots' gains (their logarithms) and biases"""
+    residual_lr: Positive = 0.02
+    """Adam's learning rate for what is learned beside the mixture on the slots' values"""
     nonfinite_patience: Count = 5
     """steps in a row whose loss or gradient is not finite (each is skipped) before the run is aborted"""
     seed: Seed = 3407

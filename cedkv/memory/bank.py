@@ -3,6 +3,9 @@
 Shapes: N documents (= states), H kv heads, S slots, J candidates, D head size, X sink slots. Logits are
 [N, Lw, Hw, S, J] with Lw, Hw = 1 where weights are shared over layers or heads (`mix.share`), candidates [N, Lc, Hc, S, J]
 where those have their own anchors (`mix.k_anchor.share`).
+
+`V_s = Σ_j p_sj V_j + δ_s`, where values have a residual δ (`mix.value_residual`), learned per slot, layer and kv head, from 0
+on: what a slot says may then leave what the document's atoms say. Keys, which decide when it is heard, stay those of anchors.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class MixSpec:
     sink_slots: int
     mass_cap: float
     mass_penalty: float
+    value_residual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,9 @@ class Structure:
 
 
 class MemoryBank(nn.Module):
-    """Slots of N documents. Mixture logits, and a gate's where there is one, are its parameters; the rest is constant.
+    """Slots of N documents. Mixture logits are its parameters, with a gate's and residuals where there are any.
+
+    The rest is constant.
 
     Raises:
         ValueError: a mixture layer that is not injected; a document with fewer tokens than sink slots.
@@ -110,6 +116,12 @@ class MemoryBank(nn.Module):
         self.logits = nn.Parameter(prior.expand(-1, layers, heads, -1, -1).clone())
         for layer in spec.injection:
             self._gather(layer, atoms, plans)
+        # By layer: families may have layers with heads of other numbers and sizes. What is learned is learned in float32.
+        self.residuals = nn.ParameterDict(
+            {str(layer): _zeros_like(getattr(self, f"anchor_values_{layer}")) for layer in spec.mixture}
+            if spec.value_residual
+            else {}
+        )
 
     def _gather(self, layer: int, atoms: list[Atoms], plans: list[SlotPlan]) -> None:
         """Constants of one layer: anchor keys and values, sinks, and candidate values (and keys for mode `kv`)."""
@@ -177,6 +189,9 @@ class MemoryBank(nn.Module):
             pool = constant("pool")
             per_head = per_layer.expand(-1, pool.shape[1], -1, -1).to(pool.dtype)
             slots = torch.einsum("nhsj,nhsjd->nhsd", per_head, pool)
+        if name == "values" and str(layer) in self.residuals:
+            residual = self.residuals[str(layer)]
+            slots = slots + (residual if rows is None else residual[rows]).to(slots.dtype)
         return torch.cat([constant("sink"), slots], dim=2) if self.spec.sink_slots else slots
 
     def structure(self, k: int, rows: Tensor | None = None) -> Structure:
@@ -193,6 +208,19 @@ class MemoryBank(nn.Module):
             pairwise_slot_overlap(common).mean(),
             self.spec.mass_penalty * mass_penalty(mixture.delimiter_mass, self.spec.mass_cap),
         )
+
+    @torch.no_grad()
+    def residual_share(self, k: int) -> float | None:
+        """|δ| / (|δ| + |Σ p V|), the mean over slots, layers and heads; None without residuals."""
+        if not self.residuals:
+            return None
+        values = self.states(k).values
+        shares = []
+        for layer, residual in self.residuals.items():
+            mixed = values[int(layer)][:, :, self.spec.sink_slots :] - residual
+            own = residual.norm(dim=-1)
+            shares.append((own / (own + mixed.norm(dim=-1)).clamp_min(1e-30)).mean())
+        return float(torch.stack(shares).mean())
 
     @torch.no_grad()
     def delimiter_mass(self, k: int) -> Tensor:
@@ -213,6 +241,10 @@ class MemoryBank(nn.Module):
             for kind in kinds
             if kind != PADDING
         }
+
+
+def _zeros_like(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.zeros_like(values, dtype=torch.promote_types(values.dtype, torch.float32)))
 
 
 def _at(positions: Tensor, layer: int) -> Tensor:

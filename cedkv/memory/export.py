@@ -81,6 +81,7 @@ def write_memory(folder: Path, bank: MemoryBank, k: int, origin: Origin) -> tupl
         "mode": spec.mode,
         "share": spec.share,
         "slot_gate": "none" if bank.gate is None else "affine",
+        "value_residual": "learned" if bank.residuals else "none",
         "topk": k,
         "layers": {"injection": list(spec.injection), "mixture": list(spec.mixture)},
         "slots": states.slots,

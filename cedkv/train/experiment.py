@@ -98,6 +98,7 @@ def mix_spec(config: Config, model: CausalLM, phase: int) -> MixSpec:
         sink_slots=phase3.memory.sink_slots,
         mass_cap=phase3.candidate.delimiter.mass_cap,
         mass_penalty=phase3.candidate.delimiter.mass_penalty,
+        value_residual=phase != 2 and phase3.mix.value_residual == "learned",
     )
 
 

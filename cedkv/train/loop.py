@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cedkv import ledger
+from cedkv.config.phase3 import Train
 from cedkv.core import stats
 from cedkv.core.dual import DualState
 from cedkv.core.schedule import topk_at
@@ -72,7 +73,7 @@ class Trainer:
         self.constraint = ConstraintWarn(limit, constraint.margin, constraint.patience_eval_ticks)
         self.warning = WarnState()
         self.traces, self.clock = Traces(), clock or Clock()
-        self.optimiser = torch.optim.Adam(_groups(self.bank, train.lr, train.gate_lr))
+        self.optimiser = torch.optim.Adam(_groups(self.bank, train))
         self.on_order = torch.Generator().manual_seed(train.seed)
         self.off_order = torch.Generator().manual_seed(train.seed + 1)
         self.pool = HardPool((), ())
@@ -260,6 +261,7 @@ class Trainer:
                 ledger.P99_UPPER: stats.upper_bound(deltas) if math.isfinite(p99) else math.nan,
                 ledger.ON_LOSS_FIXED: on_loss,
                 **truth.metrics,
+                **_measured({ledger.RESIDUAL_SHARE: self.bank.residual_share(k)}),
                 ledger.LAMBDA_OFF: self.dual.lambda_off,
                 **self.clock.metrics(),
                 **(self.system.look() if self.system else {}),
@@ -364,10 +366,15 @@ def _measured(found: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _groups(bank: MemoryBank, lr: float, gate_lr: float) -> list[dict[str, Any]]:
+def _groups(bank: MemoryBank, train: Train) -> list[dict[str, Any]]:
     """Adam's parameter groups."""
-    groups: list[dict[str, Any]] = [{"params": [bank.logits], "lr": lr}]
-    return groups if bank.gate is None else [*groups, {"params": list(bank.gate.parameters()), "lr": gate_lr}]
+    gate = [] if bank.gate is None else list(bank.gate.parameters())
+    groups = (
+        ([bank.logits], train.lr),
+        (gate, train.gate_lr),
+        (list(bank.residuals.values()), train.residual_lr),
+    )
+    return [{"params": parameters, "lr": lr} for parameters, lr in groups if parameters]
 
 
 def _p99(values: list[float]) -> float:

@@ -61,6 +61,7 @@ def enter_model(run_id: str, uri: str, config: Config) -> str:
         "mix.mode": phase3.mix.mode,
         "mix.share": phase3.mix.share,
         "mix.slot_gate": phase3.mix.slot_gate,
+        "mix.value_residual": phase3.mix.value_residual,
         "layer_scope.injection": str(phase3.layer_scope.injection),
     }
     try:

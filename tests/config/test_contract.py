@@ -20,6 +20,8 @@ DEFAULTS = {
     "mix.k_anchor.policy": "warm_start_fixed",
     "mix.share": "shared",
     "mix.slot_gate": "none",
+    "mix.k_anchor.share": "shared",
+    "mix.value_residual": "none",
     "candidate.pool_size": 32,
     "candidate.atom_types": ["key", "value", "content", "number", "function", "delimiter"],
     "candidate.special_tokens": "delimiter_only",

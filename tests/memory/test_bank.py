@@ -101,6 +101,53 @@ def test_one_mixture_for_candidates_that_differ_is_refused(tiny, qwen3):
             tiny.bank(qwen3, share=share, anchors=anchors)
 
 
+# ---------------------------------------------------------------------------------------------------- value residuals
+@pytest.mark.parametrize("mode", ["v_only", "kv", "anchor"])
+def test_a_residual_starts_as_nothing_and_is_added_to_values_of_mixed_layers_only(tiny, qwen3, mode):
+    plain, bank = (
+        stirred(tiny.bank(qwen3, mixture=(2,), sink_slots=1, mode=mode, share="head", value_residual=learned))
+        for learned in (False, True)
+    )
+    before, start = plain.states(4), bank.states(4)
+    assert [name for name, _ in plain.named_parameters()] == ["logits"]
+    assert [name for name, _ in bank.named_parameters()] == ["logits", "residuals.2"]
+    assert (plain.residual_share(4), bank.residual_share(4)) == (None, 0.0)
+    for layer in (1, 2):
+        assert torch.equal(start.keys[layer], before.keys[layer])
+        assert torch.equal(start.values[layer], before.values[layer])
+    residual = bank.residuals["2"]
+    assert residual.shape == (3, 2, 3, 8)  # documents, kv heads, slots, head size
+    with torch.no_grad():
+        residual.normal_(generator=torch.Generator().manual_seed(3))
+    rows = torch.tensor([2, 0])
+    for after, wanted, added in (
+        (bank.states(4), before, residual),
+        (bank.states(4, rows), before.select(rows), residual[rows]),
+    ):
+        assert torch.equal(after.values[1], wanted.values[1])
+        assert all(torch.equal(after.keys[layer], wanted.keys[layer]) for layer in (1, 2))
+        assert torch.equal(after.values[2][:, :, :1], wanted.values[2][:, :, :1])  # the sink
+        torch.testing.assert_close(after.values[2][:, :, 1:], wanted.values[2][:, :, 1:] + added)
+    own, mixed = residual.norm(dim=-1), before.values[2][:, :, 1:].norm(dim=-1)
+    assert bank.residual_share(4) == pytest.approx((own / (own + mixed)).mean().item())
+
+
+def test_gradients_reach_residuals_and_move_no_key(tiny, qwen3):
+    bank = tiny.bank(qwen3, value_residual=True)
+    ids, rows = tiny.tokens(3, 6), torch.tensor([0, 1, 2])
+    with inject(qwen3, bank.states(4), rows):
+        qwen3(input_ids=ids).logits.square().sum().backward()
+    for layer in ("1", "2"):
+        gradient = bank.residuals[layer].grad
+        assert gradient is not None
+        assert (gradient.abs().amax(-1) > 0).all()  # of every document, head and slot
+    keys = bank.states(4).keys
+    with torch.no_grad():
+        for residual in bank.residuals.values():
+            residual.add_(1.0)
+    assert all(torch.equal(bank.states(4).keys[layer], keys[layer]) for layer in keys)
+
+
 def test_sinks_are_the_documents_first_tokens_in_front_of_the_slots(tiny, qwen3, atoms):
     plain, bank = tiny.bank(qwen3), tiny.bank(qwen3, sink_slots=2)
     states = bank.states(4)

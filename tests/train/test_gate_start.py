@@ -107,6 +107,15 @@ def test_phase_2_has_no_gate(small_experiment, small_config):
     assert small_config(GATED, phase=2).phase3.mix.slot_gate == "none"
 
 
+def test_phase_2_learns_no_residual(small_experiment, small_config):
+    learned = "phase3.mix.value_residual=learned"
+    assert list(small_experiment(learned).bank.residuals) == ["2", "3"]
+    assert not small_experiment(learned, phase=2).bank.residuals
+    assert small_config(learned, phase=2).phase3.mix.value_residual == "none"
+    alone = small_config(learned, "phase3.mix.mode=anchor").phase3.mix  # something is trained
+    assert (alone.mode, alone.value_residual) == ("anchor", "learned")
+
+
 def test_a_run_whose_gates_know_too_little_says_so(small_config, store_uri, capsys):
     from cedkv.train.main import run_training
 

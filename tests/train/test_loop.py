@@ -77,6 +77,14 @@ def test_anchors_and_their_keys_never_move(trainer):
     assert any(not torch.equal(before.values[i], after.values[i]) for i in after.layers)
 
 
+def test_how_much_of_the_values_is_no_mixture_is_logged_at_every_tick(train_small):
+    shares = train_small("phase3.mix.value_residual=learned").log.of(ledger.RESIDUAL_SHARE)
+    assert [step for step, _ in shares] == [0, 5, 10, 12]
+    assert shares[0][1] == 0.0
+    assert all(0 < share < 1 for _, share in shares[1:])
+    assert not train_small().log.of(ledger.RESIDUAL_SHARE)
+
+
 # --------------------------------------------------------------------------------------------------- what is trained
 def test_alone_the_on_loss_of_all_prompts_falls_at_every_step(trainer):
     quiet = (
@@ -345,9 +353,12 @@ def spoiled(made, monkeypatch, *, broken_from: int):
     return memories
 
 
-@pytest.mark.parametrize("settings", [(), ("phase3.mix.slot_gate=affine",)])
+GATED, RESIDUAL = "phase3.mix.slot_gate=affine", "phase3.mix.value_residual=learned"
+
+
+@pytest.mark.parametrize(("settings", "learned"), [((), 1), ((GATED,), 3), ((GATED, RESIDUAL), 5)])
 @pytest.mark.parametrize("action", ["warn", "early_stop"])
-def test_a_run_ends_with_the_best_feasible_memory(trainer, monkeypatch, action, settings):
+def test_a_run_ends_with_the_best_feasible_memory(trainer, monkeypatch, action, settings, learned):
     """Feasible at the ticks of steps 0 and 5, then never again: of the two the later has the lower ON loss."""
     made = trainer(
         f"phase3.train.constraint_warn.action={action}",
@@ -365,7 +376,7 @@ def test_a_run_ends_with_the_best_feasible_memory(trainer, monkeypatch, action, 
     assert (outcome.kept.step, outcome.k) == (5, 4)
     assert outcome.kept.on_loss == fixed_on_loss(made.experiment, made.bank, 4, "kl")
     parameters = dict(made.bank.named_parameters())
-    assert len(parameters) == (3 if settings else 1)
+    assert len(parameters) == learned
     for name, parameter in parameters.items():
         assert torch.equal(parameter, memories[5][name])
         assert not torch.equal(parameter, memories[10][name])

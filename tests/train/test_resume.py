@@ -29,7 +29,7 @@ from cedkv.train.resume import check_room, checkpoints_of, resumption
 
 STEPS = ("checkpoint.every=5",)
 GATED = (
-    "phase3.mix={slot_gate: affine}",
+    "phase3.mix={slot_gate: affine, value_residual: learned, share: head, k_anchor: {share: head}}",
     "phase3.layer_scope={mixture: top50, injection: top50}",
     "phase3.train.keep=best_feasible",
     "phase3.loss.source=auto",
