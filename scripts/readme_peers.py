@@ -1,8 +1,9 @@
-"""The table of the README's "Beside its peers", made from docs/quality.json.
+"""The tables of the README's "Beside its peers", made from docs/quality.json and docs/quality-stories.json.
 
 cedkv bench quality --config configs/base.yaml --seeds 3410,3411,3412 --kvpress PYTHON --json docs/quality.json
-python scripts/readme_peers.py            # write the table
-python scripts/readme_peers.py --check    # is it what docs/quality.json says?
+cedkv bench quality --config configs/stories.yaml --seeds 3410,3411,3412 --kvpress PYTHON --json docs/quality-stories.json
+python scripts/readme_peers.py            # write the tables
+python scripts/readme_peers.py --check    # are they what the files say?
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from cedkv.bench.quality.options import METHODS
 from cedkv.report.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
-README, NUMBERS = ROOT / "README.md", ROOT / "docs" / "quality.json"
-START, END = "<!-- peers -->\n", "<!-- /peers -->"
-HEADS = ("", "ON gain", "OFF p99 (nats)", "OFF max", "bytes", "build s", "seeds")
+README = ROOT / "README.md"
+NUMBERS = {"peers": ROOT / "docs" / "quality.json", "peers-stories": ROOT / "docs" / "quality-stories.json"}
+"""By the name of its section."""
+HEADS = ("", "ON gain", "log-prob. gain", "OFF p99 (nats)", "OFF max", "bytes", "build s", "seeds")
 
 
 def section(content: Mapping[str, Any]) -> str:
@@ -40,13 +42,14 @@ def _row(results: Sequence[Mapping[str, Any]], method: str) -> tuple[str, ...] |
     if not own:
         return None
     bold = "**" if method == "phase3" else ""
-    gain, p99, most = (
+    gain, logp, p99, most = (
         _spread([result["metrics"][name] for result in own])
-        for name in (ledger.ON_GAIN, ledger.P99_STRESS, ledger.MAX_STRESS)
+        for name in (ledger.ON_GAIN, ledger.ON_LOGP_GAIN, ledger.P99_STRESS, ledger.MAX_STRESS)
     )
     size, seconds = (statistics.fmean(result[name] for result in own) for name in ("bytes", "seconds"))
     cells = (
         f"{bold}{gain}{bold}",
+        logp,
         f"{bold}{p99}{bold}",
         most,
         f"{size:,.0f}",
@@ -63,9 +66,11 @@ def _spread(values: Sequence[float]) -> str:
     return told if low == high else f"{told} ({low} to {high})"
 
 
-def stale(readme: str, content: Mapping[str, Any]) -> bool:
-    """Whether the README says something else."""
-    return readme.partition(START)[2].partition(END)[0] != section(content)
+def written(readme: str, name: str, content: Mapping[str, Any]) -> str:
+    """The README with the section of that name as ``content`` has it."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = readme.partition(start)
+    return before + start + section(content) + end + rest.partition(end)[2]
 
 
 def main() -> int:
@@ -75,17 +80,13 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 where it is stale")
     arguments = parser.parse_args()
-    content = json.loads(NUMBERS.read_text())
+    readme = told = README.read_text()
+    for name, numbers in NUMBERS.items():
+        told = written(told, name, json.loads(numbers.read_text()))
     if arguments.check:
-        old = stale(README.read_text(), content)
-        print(
-            "the README is not what docs/quality.json says"
-            if old
-            else "the README is what docs/quality.json says"
-        )
-        return int(old)
-    before, start, rest = README.read_text().partition(START)
-    README.write_text(before + start + section(content) + END + rest.partition(END)[2])
+        print(f"the README is {'what the files say' if told == readme else 'not what the files say'}")
+        return int(told != readme)
+    README.write_text(told)
     return 0
 
 
