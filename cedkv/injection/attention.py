@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
@@ -89,6 +89,8 @@ class _Active:
     rows: Tensor | None
     observer: Observer | None
     packing: Packing | None = None
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(init=False, default_factory=dict, compare=False)
+    """Of slots with a bias beside one query that sees all keys, wider than needed: made once for many tokens."""
 
     @property
     def is_plain(self) -> bool:
@@ -160,7 +162,7 @@ def _attention(
         key = torch.cat([own.key.to(key.dtype), key], dim=2)
         value = torch.cat([own.value.to(value.dtype), value], dim=2)
         if own.bias is not None:
-            attention_mask = with_bias(attention_mask, own.bias, query.shape[1], key.shape[2], query.dtype)
+            attention_mask = _biased(active, own.bias, attention_mask, query, key.shape[2])
         kwargs["is_causal"] = False
         if implementation == "sdpa" and active.is_plain and can_attend(query, attention_mask, kwargs):
             return attend(query, key, value, attention_mask, scaling=kwargs.get("scaling")), None
@@ -178,6 +180,21 @@ _ELSEWHERE = (
     "call it in a block of this thread's own (`with inject(model, states)`, `with memory.attach(model, state)`; None for the bare model), "
     "or let the block make the call (`attached.bind(model.generate)`)"
 )
+
+
+SPARE = 64
+"""Keys that a mask has room for beyond those that are there."""
+
+
+def _biased(active: _Active, bias: Tensor, mask: Tensor | None, query: Tensor, keys: int) -> Tensor:
+    """`with_bias`; while tokens are generated one by one, from a mask that is there already."""
+    if mask is not None or bias.requires_grad:
+        return with_bias(mask, bias, query.shape[1], keys, query.dtype)
+    kind = query.shape[0], query.dtype
+    wide = active.masks.get(kind)
+    if wide is None or wide.shape[3] < keys:
+        wide = active.masks[kind] = with_bias(None, bias, query.shape[1], keys + SPARE, query.dtype)
+    return wide[..., :keys]
 
 
 def _refuse_strangers(module: nn.Module) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from cedkv.injection import attention, inject
 from cedkv.injection import decode as module
-from cedkv.injection import inject
 from cedkv.injection.decode import LONG, attend, can_attend, can_decode, decode
 from cedkv.memory.state import LayerSlots
 
@@ -132,3 +132,28 @@ def test_every_family_decodes_as_its_own_function_does(model, tiny, monkeypatch,
     capped = getattr(model.config, "attn_logit_softcapping", None) or model.config.model_type == "gpt_oss"
     # What families do to scores on their way stays theirs.
     assert calls.keys() == (set() if capped else {"decode", "attend"})
+
+
+def test_the_mask_of_biased_slots_is_made_once_for_many_tokens(tiny, monkeypatch):
+    """With room for three tokens more each time it is made; for both of two batches in one block. Bit for bit the same."""
+    model = tiny("qwen3")
+    memory = tiny.memory(model, states=1, layers=(1, 2))
+    memory = replace(memory, bias={i: torch.linspace(-1, 2, 12).view(1, 4, 3) for i in memory.layers})
+    monkeypatch.setattr(attention, "SPARE", 3)
+    made, wide = [], attention.with_bias
+    monkeypatch.setattr(attention, "with_bias", lambda *given: made.append(given[0]) or wide(*given))
+    how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 10}
+    how |= {"output_scores": True, "return_dict_in_generate": True}
+
+    def scores(spare: bool) -> list[torch.Tensor]:
+        if not spare:
+            monkeypatch.setattr(
+                attention, "_biased", lambda _, bias, mask, q, keys: wide(mask, bias, 4, keys, q.dtype)
+            )
+        with inject(model, memory):
+            return [torch.stack(model.generate(tiny.tokens(rows, 9), **how).scores) for rows in (2, 1)]
+
+    found = scores(spare=True)
+    assert sum(mask is None for mask in made) == 2 * 2 * 3  # batches, layers, and nine tokens by (3 + 1)
+    for one, other in zip(found, scores(spare=False), strict=True):
+        assert torch.equal(one, other)
