@@ -125,12 +125,12 @@ def _names(stored: StoredMemory) -> list[str]:
 def _slots(rows: list[dict[str, Any]]) -> list[str]:
     from cedkv.report.tables import aligned
 
-    table = [["slot", "anchor", "mass by atom type", "candidates, position:weight"]]
+    table = [["slot", "anchors", "mass by atom type", "candidates, position:weight"]]
     for row in rows:
         mass = "  ".join(f"{kind} {share:.2f}" for kind, share in row["mass"].items())
         best = "  ".join(f"{one['position']}:{one['weight']:.2f}" for one in row["candidates"])
         table.append([str(row["slot"]), " ".join(map(str, row["anchors"])), mass, best])
-    return aligned(table, (True, True, False, False))
+    return aligned(table, (True, False, False, False))
 
 
 def diff(arguments: argparse.Namespace) -> int:
