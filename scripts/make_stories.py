@@ -2,8 +2,9 @@
 
 Documents are beginnings of TinyStories. ON evaluation asks for the name with which the story goes on; ON training
 asks for words of other sentences: of the document itself, and of the rest of the story, or of how the model itself goes on
-with it, where the word is a name from the document. OFF prompts are pieces of stories that are no document, and of encyclopedia, arithmetic, programming and
-chat texts; what trains, what judges and what stays sealed comes from different stories and paragraphs. The output holds texts of others under their own licences: keep it out of the repository.
+with it, where the word is a name from the document. OFF prompts are pieces of stories that are no document, and of
+encyclopedia, arithmetic, programming and chat texts; what trains, what judges and what stays sealed comes from different
+stories and paragraphs. The output holds texts of others under their own licences: keep it out of the repository.
 """
 
 from __future__ import annotations
@@ -284,6 +285,8 @@ def off_prompts(
 # ------------------------------------------------------------------------------------------------------- the whole
 def make(shared: Path, documents: int = DOCUMENTS) -> Stories:
     """Read ``shared`` and make all rows, about the first ``documents`` stories that have enough to ask about."""
+    if documents < 1:
+        raise UserError(f"--documents {documents}: a memory is of a document; give 1 or more")
     data = shared / "data"
     items = read_json_lines(data / "tinystories" / "name_cloze.jsonl")
     stories = {row["id"]: row["text"] for row in read_json_lines(data / "tinystories" / "stories.jsonl")}

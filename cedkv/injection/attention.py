@@ -89,7 +89,9 @@ class _Active:
     rows: Tensor | None
     observer: Observer | None
     packing: Packing | None = None
-    masks: dict[tuple[int, torch.dtype], Tensor] = field(init=False, default_factory=dict, compare=False)
+    masks: dict[tuple[int, torch.dtype, bool], Tensor] = field(
+        init=False, default_factory=dict, compare=False
+    )
     """Of slots with a bias beside one query that sees all keys, wider than needed: made once for many tokens."""
 
     @property
@@ -190,7 +192,8 @@ def _biased(active: _Active, bias: Tensor, mask: Tensor | None, query: Tensor, k
     """`with_bias`; while tokens are generated one by one, from a mask that is there already."""
     if mask is not None or bias.requires_grad:
         return with_bias(mask, bias, query.shape[1], keys, query.dtype)
-    kind = query.shape[0], query.dtype
+    # What is made in inference mode no graph may hold.
+    kind = query.shape[0], query.dtype, torch.is_inference_mode_enabled()
     wide = active.masks.get(kind)
     if wide is None or wide.shape[3] < keys:
         wide = active.masks[kind] = with_bias(None, bias, query.shape[1], keys + SPARE, query.dtype)

@@ -35,7 +35,7 @@ candidates stood in it, too, the same for all layers and heads."""
 
 
 _UNREADABLE = (
-    *(SafetensorError, OSError, KeyError, TypeError, ValueError),
+    *(SafetensorError, OSError, LookupError, TypeError, ValueError),
     *(AttributeError, OverflowError, RecursionError),
 )
 

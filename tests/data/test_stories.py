@@ -170,6 +170,11 @@ def test_without_the_material_one_clear_error_and_nothing_written(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_no_documents_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(script.UserError, match=r"--documents 0: .* give 1 or more"):
+        script.make(tmp_path, 0)
+
+
 def test_a_cloze_asks_for_the_last_wanted_word_behind_three_others() -> None:
     sentence = "One day, Tim saw that Lily was with Sue's dog."
     assert script.cloze(sentence, {"Tim", "Lily"}) == ("One day, Tim saw that", " Lily")

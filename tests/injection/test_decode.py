@@ -157,3 +157,16 @@ def test_the_mask_of_biased_slots_is_made_once_for_many_tokens(tiny, monkeypatch
     assert sum(mask is None for mask in made) == 2 * 2 * 3  # batches, layers, and nine tokens by (3 + 1)
     for one, other in zip(found, scores(spare=False), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_mask_made_in_inference_mode_is_in_no_graph(tiny):
+    """One token generated, then one that is differentiated, in one block."""
+    model = tiny("qwen3")
+    memory = tiny.memory(model, states=1, layers=(1, 2))
+    memory = replace(memory, bias={i: torch.zeros(1, 4, 3) for i in memory.layers})
+    embedded = torch.randn(1, 1, 32, requires_grad=True)
+    with inject(model, memory):
+        with torch.inference_mode():
+            model(input_ids=tiny.tokens(1, 1))
+        model(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None

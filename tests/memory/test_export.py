@@ -129,6 +129,16 @@ def test_a_memory_of_an_older_format_is_read(tiny, tmp_path, version):
         assert torch.equal(getattr(memory, name), getattr(bank, name))
 
 
+def test_an_older_memory_whose_tensors_have_no_axes_is_refused(tiny, tmp_path):
+    tensors, described = write_memory(tmp_path, tiny.bank(tiny("qwen3")), 4, ORIGIN)
+    meta = json.loads(described.read_text())
+    meta |= {"format": 4, "anchors": [[{"position": 1}]], "candidate_types": [[["content"]]]}
+    described.write_text(json.dumps(meta))
+    _agreed(tensors, described, save(load_file(tensors) | {"candidates": torch.tensor(1)}))
+    with pytest.raises(UserError, match=r"cannot be read \(IndexError"):
+        read_memory(tensors, described)
+
+
 def _cut(tensors, described, name):
     """One slot of the last document is missing from a tensor."""
     stored = load_file(tensors)
